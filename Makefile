@@ -1,0 +1,38 @@
+# Two commands do all set-up from a fresh clone: `make demo` and `make test`.
+# The first of these that runs and is new enough (a pyenv shim may stand there and not run).
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+
+.PHONY: demo test lint format clean
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "selfsight needs Python 3.11 or newer"; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/demo.ok: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -e '.[demo]'
+	touch $@
+
+.venv/dev.ok: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	touch $@ .venv/demo.ok
+
+demo: .venv/demo.ok
+	$(BIN)/selfsight demo --out runs/demo
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: .venv/dev.ok
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/dev.ok
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv runs .mypy_cache .ruff_cache .pytest_cache

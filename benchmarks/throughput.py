@@ -1,0 +1,204 @@
+"""Speed of a SimCLR step: selfsight beside lightly's documented pipeline and beside its own ceiling, in one run.
+
+    python benchmarks/throughput.py --photos DATA/photos --fashion DATA/fashion
+
+Same backbone, batch, views and optimizer; blocks of steps alternate, so that a busy machine slows all alike. lightly
+runs as its documentation shows it: its SimCLRTransform on PIL images, a DataLoader with two workers, float32; and once
+more with bf16 autocast, which is selfsight's default where the processor is faster with it. The ceiling is selfsight's
+step on ready-made tensors: no loading, no views.
+"""
+
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from lightly.data import LightlyDataset
+from lightly.loss import NTXentLoss
+from lightly.models.modules import SimCLRProjectionHead
+from lightly.transforms.simclr_transform import SimCLRTransform
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from selfsight import backbones, optim
+from selfsight.data import ImageSet, Loader, open_images
+from selfsight.methods.method import Facts
+from selfsight.methods.simclr import SimCLR
+from selfsight.nn import autocast
+from selfsight.training import tune_allocator
+
+Step = Callable[[], None]
+Turn = Callable[[], Step]
+"""Begins a turn and returns its step; loader workers of a turn end with it, and don't slow the next contestant."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What to measure."""
+
+    photos: Path | None = None
+    """Folder of JPEG photos, measured at 96 pixels."""
+    fashion: Path | None = None
+    """Folder of Fashion-MNIST's IDX files, measured at 28 pixels."""
+    backbone: str = "resnet10t"
+    """timm's name."""
+    batch_size: int = 256
+    """Images a step."""
+    blocks: int = 4
+    """How often the contestants take turns."""
+    seconds: float = 15.0
+    """Shortest length of a turn."""
+
+
+def build(images: ImageSet, size: int, arguments: Arguments, device: torch.device) -> tuple[SimCLR, Any]:
+    """Return a fresh SimCLR and its optimizer."""
+    torch.manual_seed(0)
+    channels = images.channels
+    spec = backbones.plan(arguments.backbone, size, channels, (0.5,) * channels, (0.25,) * channels)
+    method = SimCLR(backbones.create(spec), SimCLR.Config().fit_to(Facts(len(images), size, channels))).to(device)
+    optimizer = optim.build(method, SimCLR.optim)
+    optim.set_rate(optimizer.param_groups, 1e-3)
+    return method, optimizer
+
+
+def ours(images: ImageSet, size: int, arguments: Arguments, device: torch.device, ready_made: bool) -> Turn:
+    """Return selfsight's SimCLR."""
+    method, optimizer = build(images, size, arguments, device)
+    loader = Loader(images, images.rows("train"), arguments.batch_size, device)
+    batches = loader.stream()
+    batch = next(batches)
+    if ready_made:
+        view = method.view(batch)
+        method.view = lambda _: view  # type: ignore[assignment]
+
+    def step() -> None:
+        nonlocal batch
+        if not ready_made:
+            batch = next(batches)
+        with autocast(device):
+            loss = method(batch, 0.5)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return lambda: step
+
+
+class PilImages(Dataset[tuple[Any, int]]):
+    """An array as a torchvision-like data set, which transforms PIL images."""
+
+    def __init__(self, images: ImageSet, transform: SimCLRTransform) -> None:
+        self.pixels, self.transform = images.images[images.rows("train")], transform
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, i: int) -> tuple[Any, int]:
+        return self.transform(Image.fromarray(self.pixels[i, 0])), 0
+
+
+def lightlys(
+    images: ImageSet, folder: Path | None, size: int, arguments: Arguments, device: torch.device, bf16: bool
+) -> Turn:
+    """Return lightly's documented SimCLR."""
+    small = size < 64
+    transform = SimCLRTransform(
+        input_size=size,
+        cj_strength=0.5 if small else 1.0,
+        gaussian_blur=0.0 if small else 0.5,
+        min_scale=0.2 if small else 0.08,
+        normalize=None,
+    )
+    if folder is None:
+        dataset: Dataset[Any] = PilImages(images, transform)
+    else:
+        dataset = LightlyDataset(str(folder), transform=transform)
+    loader = DataLoader(dataset, arguments.batch_size, shuffle=True, drop_last=True, num_workers=2)
+    method, _ = build(images, size, arguments, device)
+    net = torch.nn.Sequential(method.backbone, SimCLRProjectionHead(method.backbone.dim, 512, 128)).to(device)
+    optimizer = optim.build(net, SimCLR.optim)
+    criterion = NTXentLoss(temperature=0.2)
+
+    def endless() -> Iterator[list[Tensor]]:
+        while True:
+            for views, *_ in loader:
+                yield views
+
+    def begin() -> Step:
+        batches = endless()
+
+        def step() -> None:
+            a, b = (v.to(device) for v in next(batches))
+            with autocast(device) if bf16 else nullcontext():
+                loss = criterion(net(a), net(b))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+        return step
+
+    return begin
+
+
+def turn(begin: Turn, seconds: float, batch_size: int, device: torch.device) -> float:
+    """Run steps for a while; return images a second, after the first step, which starts the workers."""
+    step = begin()
+    step()
+    start, steps = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds or steps < 3:
+        step()
+        steps += 1
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+    return steps * batch_size / (time.perf_counter() - start)
+
+
+def measure(name: str, images: ImageSet, folder: Path | None, size: int, arguments: Arguments) -> None:
+    """Let the contestants take turns and print the table."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    contestants = {
+        "selfsight": ours(images, size, arguments, device, ready_made=False),
+        "ceiling": ours(images, size, arguments, device, ready_made=True),
+        "lightly, float32": lightlys(images, folder, size, arguments, device, bf16=False),
+        "lightly, bf16": lightlys(images, folder, size, arguments, device, bf16=True),
+    }
+    speeds: dict[str, list[float]] = {k: [] for k in contestants}
+    for _ in range(arguments.blocks):
+        for key, begin in contestants.items():
+            speeds[key].append(turn(begin, arguments.seconds, arguments.batch_size, device))
+    print(f"\n{name}, {size} pixels, {arguments.backbone}, batch {arguments.batch_size}, {device}")
+    for key, values in speeds.items():
+        ratios = [a / b for a, b in zip(speeds["selfsight"], values, strict=True)]
+        print(
+            f"  {key:18} {statistics.median(values):9,.0f} images/s   selfsight is {statistics.median(ratios):5.2f}× "
+            f"({min(ratios):.2f} to {max(ratios):.2f})"
+        )
+
+
+def main(arguments: Arguments) -> None:
+    """Measure what was asked for."""
+    tune_allocator()
+    if arguments.photos is not None:
+        cache = Path(tempfile.mkdtemp())
+        start = time.perf_counter()
+        photos = open_images(arguments.photos, image_size=96, cache_dir=cache)
+        seconds = time.perf_counter() - start
+        print(f"cache of {len(photos):,} photos: {len(photos) / seconds:,.0f} photos/s")
+        measure("JPEG photos", photos, arguments.photos, 96, arguments)
+        shutil.rmtree(cache)
+    if arguments.fashion is not None:
+        measure("Fashion-MNIST", open_images(arguments.fashion, image_size=28), None, 28, arguments)
+
+
+if __name__ == "__main__":
+    np.random.seed(0)
+    main(tyro.cli(Arguments))

@@ -1,0 +1,136 @@
+"""The Python API: pretrain, load, and what a run can do."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from selfsight import training
+from selfsight.backbones import Backbone
+from selfsight.data import ImageSet, open_images
+from selfsight.embed import Embedding
+from selfsight.embed import embed as embed_images
+from selfsight.errors import SelfsightError
+from selfsight.evaluate.curve import EvaluateConfig
+from selfsight.evaluate.curve import evaluate as evaluate_backbone
+from selfsight.evaluate.results import Row
+from selfsight.export import Format
+from selfsight.export import export as export_backbone
+from selfsight.methods import Method
+from selfsight.report import write_report
+from selfsight.run import RunFolder
+from selfsight.training import Pretrain
+
+
+def default_device() -> torch.device:
+    """Return the GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A pretrained backbone and its folder."""
+
+    folder: RunFolder
+
+    @property
+    def path(self) -> Path:
+        """The run's folder."""
+        return self.folder.path
+
+    @property
+    def method(self) -> str:
+        """The method that it was pretrained with."""
+        return str(self.folder.config()["method"])
+
+    def backbone(self) -> Backbone:
+        """Return the trained backbone, a torch module: (B, C, S, S) in [0, 1] → (B, dim)."""
+        return self.folder.load_backbone()
+
+    def images(self, data: Any = None, cache: bool = True, cache_dir: Path | None = None) -> ImageSet:
+        """Open a data set as this run's backbone needs it; by default the one it was trained on."""
+        config = self.folder.config()
+        spec = config["backbone"]
+        return open_images(
+            config["data"] if data is None else data,
+            image_size=spec["image_size"],
+            channels=spec["channels"],
+            cache=cache,
+            cache_dir=cache_dir,
+        )
+
+    def embed(self, data: Any) -> Embedding:
+        """Return one feature vector an image."""
+        return embed_images(self.backbone(), self.images(data), default_device())
+
+    def evaluate(self, data: Any = None, config: EvaluateConfig | None = None) -> list[Row]:
+        """Measure accuracy with few labels, beside raw pixels, a random network and training from scratch.
+
+        The rows are also appended to the run's results.jsonl.
+        """
+        images = self.images(data)
+        return evaluate_backbone(
+            self.backbone(),
+            images,
+            config or EvaluateConfig(),
+            method=self.method,
+            run=str(self.path),
+            data=images.source,
+            out=self.path,
+            device=default_device(),
+        )
+
+    def report(self, data: Any = None) -> Path:
+        """Write report.html, one self-contained page, and return its path."""
+        return write_report(self.folder, self.images(data), default_device())
+
+    def export(self, target: Format, out: Path | None = None) -> Path:
+        """Write the backbone as 'onnx', 'timm' or 'torchscript', check it against torch, and return the path."""
+        return export_backbone(self.folder, target, out)
+
+
+def load(path: str | Path) -> Run:
+    """Open a finished run.
+
+    Raises SelfsightError where there is none, or where it has not finished.
+    """
+    run = Run(RunFolder(Path(path)))
+    if "backbone" not in run.folder.config() or not run.folder.weights_file.exists():
+        raise SelfsightError(f"{path}: not finished; continue it with `selfsight pretrain … --resume --out {path}`")
+    return run
+
+
+def pretrain(
+    data: Any,
+    method: str = "simclr",
+    *,
+    out: str | Path | None = None,
+    minutes: float | None = None,
+    epochs: float | None = None,
+    config: Pretrain | None = None,
+    settings: Method.Config | None = None,
+) -> Run:
+    """Pretrain a backbone on unlabeled images.
+
+    `data` is a path (see the docs for the formats), a NumPy array, or a torchvision or Hugging Face data set.
+    `minutes` or `epochs` is the budget; everything else about the training is in `config`, the method's own
+    hyperparameters in `settings`, for example `methods.get("simclr").Config(temperature=0.1)`.
+    """
+    config = config or Pretrain()
+    config = replace(
+        config,
+        out=config.out if out is None else Path(out),
+        minutes=config.minutes if minutes is None else minutes,
+        epochs=config.epochs if epochs is None else epochs,
+    )
+    folder = training.pretrain(data, method, config, settings)
+    if folder is None:  # a helper process of a distributed run has nothing left to do
+        raise SystemExit(0)
+    return Run(folder)
+
+
+def rows_as_dicts(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Return rows as they stand in results.jsonl."""
+    return [asdict(row) for row in rows]

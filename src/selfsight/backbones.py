@@ -1,0 +1,186 @@
+"""Backbones: any timm model, with pooled features (B, D) and feature maps (B, D, h, w), at any image size."""
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import load_file
+from timm.models import is_model_in_modules
+from torch import Tensor, nn
+
+from selfsight.errors import SelfsightError
+
+SMALL = 64
+"""Images of up to this many pixels a side get a small-image stem."""
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """All that is needed to build a backbone again; saved in a run's config."""
+
+    name: str
+    """timm's name of the architecture."""
+    image_size: int
+    """Height and width of its input in pixels."""
+    channels: int
+    """1 grey, 3 colour, more for satellite bands."""
+    mean: tuple[float, ...]
+    """Mean of each channel in [0, 1], subtracted from the input."""
+    std: tuple[float, ...]
+    """Standard deviation of each channel, by which the input is divided."""
+    small_stem: bool = False
+    """For ResNets: a 3x3 first convolution and no max-pool."""
+    patch_size: int | None = None
+    """For ViTs: side of a patch in pixels; None is the architecture's own."""
+
+    def timm_arguments(self) -> dict[str, Any]:
+        """Return the keyword arguments of timm.create_model for this backbone."""
+        arguments: dict[str, Any] = {"num_classes": 0, "in_chans": self.channels}
+        if self.patch_size is not None:
+            arguments |= {
+                "img_size": self.image_size,
+                "patch_size": self.patch_size,
+                "dynamic_img_size": True,
+            }
+        return arguments
+
+
+def plan(
+    name: str,
+    image_size: int,
+    channels: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    pretrained: bool = False,
+    patch_size: int | None = None,
+) -> BackboneSpec:
+    """Choose stem and patch for this image size.
+
+    ResNets get a small stem up to 64 pixels; a ViT's patch is made smaller until at least 6 x 6 patches cover the
+    image. Pretrained weights keep the stem and patch that they were trained with.
+
+    Raises SelfsightError for a name that timm doesn't know.
+    """
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name.split('_')[0][:6]}*")[:5]
+        hint = f"; near it: {', '.join(near)}" if near else ""
+        raise SelfsightError(f"--backbone {name}: timm has no model of this name{hint}")
+    is_vit = "vit" in name or name.startswith(("deit", "eva", "beit"))
+    if is_vit and patch_size is None:
+        own = next((int(p[5:]) for p in name.split("_") if p.startswith("patch") and p[5:].isdigit()), 16)
+        choices = [p for p in (own, 16, 14, 8, 7, 4, 2) if p <= own and image_size % p == 0]
+        fine = [p for p in choices if pretrained or image_size // p >= 6]
+        if not choices:
+            raise SelfsightError(
+                f"--image-size {image_size}: no patch size of {name} divides it; try {-(-image_size // 8) * 8}"
+            )
+        patch_size = fine[0] if fine else choices[-1]
+    small = is_model_in_modules(name, "resnet") and image_size <= SMALL and not pretrained
+    return BackboneSpec(name, image_size, channels, mean, std, small, patch_size)
+
+
+class Backbone(nn.Module):
+    """A timm model without its classifier, behind the input's normalization."""
+
+    dim: int
+    """Length of a feature vector."""
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, spec: BackboneSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        model: Any = timm.create_model(spec.name, **spec.timm_arguments())
+        if spec.small_stem:
+            use_small_stem(model)
+        self.model = model
+        self.dim = int(model.num_features)
+        shape = (1, spec.channels, 1, 1)
+        self.register_buffer("mean", torch.tensor(spec.mean).view(shape), persistent=False)
+        self.register_buffer("std", torch.tensor(spec.std).view(shape), persistent=False)
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """Return (x - mean) / std for x (B, C, S, S) in [0, 1]."""
+        return ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return pooled features (B, dim) of images (B, C, S, S) in [0, 1]."""
+        features: Tensor = self.model(self.normalize(x))
+        return features
+
+    def maps(self, x: Tensor) -> Tensor:
+        """Return the last feature map (B, dim, h, w) of images (B, C, S, S) in [0, 1]."""
+        y: Tensor = self.model.forward_features(self.normalize(x))
+        if y.dim() == 3:  # (B, prefix + h·w, D): a ViT's tokens
+            y = y[:, getattr(self.model, "num_prefix_tokens", 0) :]
+            side = round(y.shape[1] ** 0.5)
+            return y.transpose(1, 2).reshape(len(y), -1, side, side)
+        if getattr(self.model, "output_fmt", "NCHW") == "NHWC":
+            return y.permute(0, 3, 1, 2)
+        return y
+
+
+def use_small_stem(model: Any) -> None:
+    """Give a timm ResNet its small-image stem: no max-pool, and a 3x3 first convolution instead of 7x7.
+
+    The stride of 2 stays: at equal compute the extra resolution was worth less than the epochs it costs.
+    """
+    model.maxpool = nn.Identity()
+    if isinstance(model.conv1, nn.Conv2d) and model.conv1.kernel_size == (7, 7):
+        old = model.conv1
+        model.conv1 = nn.Conv2d(old.in_channels, old.out_channels, 3, 2, 1, bias=False)
+        nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+
+
+def create(spec: BackboneSpec) -> Backbone:
+    """Return the backbone with fresh random weights, from torch's global generator."""
+    return Backbone(spec).to(memory_format=torch.channels_last)
+
+
+def load_pretrained(spec: BackboneSpec, source: str) -> Backbone:
+    """Return the backbone with timm's own weights (`source` 'timm') or those of a local .safetensors or .pth file.
+
+    Raises SelfsightError where the file is missing or its weights don't fit the architecture.
+    """
+    if source == "timm":
+        try:
+            weights = timm.create_model(spec.name, pretrained=True, num_classes=0, in_chans=spec.channels)
+        except (OSError, RuntimeError) as error:
+            raise SelfsightError(f"--pretrained timm: no weights for {spec.name} ({_first_line(error)})") from error
+        state = weights.state_dict()
+    else:
+        state = read_weights(Path(source))
+    backbone = create(spec)
+    try:
+        backbone.model.load_state_dict({k: v for k, v in state.items() if not k.startswith(("fc.", "head.fc"))})
+    except RuntimeError as error:
+        raise SelfsightError(f"--pretrained {source}: doesn't fit {spec.name} ({_first_line(error)})") from error
+    return backbone
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a state dict from .safetensors, or from a torch file with weights_only=True."""
+    if not path.exists():
+        raise SelfsightError(f"{path}: no such file")
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    return state.get("state_dict", state)  # type: ignore[return-value]
+
+
+def spec_from_json(values: dict[str, Any]) -> BackboneSpec:
+    """Return the spec that `spec_to_json` wrote."""
+    return replace(BackboneSpec(**values), mean=tuple(values["mean"]), std=tuple(values["std"]))
+
+
+def spec_to_json(spec: BackboneSpec) -> dict[str, Any]:
+    """Return the spec as JSON's types."""
+    return asdict(spec)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].strip()

@@ -1,0 +1,226 @@
+"""The command line: verbs whose flags and help texts are the config dataclasses."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from tyro.conf import OmitArgPrefixes, Positional
+
+from selfsight.errors import SelfsightError
+from selfsight.progress import say
+
+USAGE = """selfsight: self-supervised learning on your own images
+
+  selfsight pretrain METHOD DATA   train a backbone on unlabeled images
+  selfsight methods                the pretext tasks that there are
+  selfsight embed RUN DATA         one feature vector an image
+  selfsight evaluate RUN DATA      how good it is with few labels, beside honest baselines
+  selfsight report RUN             write the run's page anew
+  selfsight export RUN             ONNX, TorchScript or timm weights
+  selfsight demo                   the whole path on 5,000 handwritten digits
+
+DATA is a folder of images (class subfolders are labels when an evaluation asks for them), MNIST-like IDX files,
+an .npz, or a CSV or Parquet file with columns path, label and split. Every verb explains itself with --help and
+prints its result as JSON with --json."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What every verb takes."""
+
+    json: bool = False
+    """Print the result as JSON on stdout."""
+
+
+def show(result: dict[str, Any], shared: Shared, words: str) -> None:
+    """Print a result on stdout: as JSON if asked, else in words."""
+    print(json.dumps(result, default=str) if shared.json else words)
+
+
+def pretrain_verb(argv: list[str]) -> None:
+    """Train a backbone on unlabeled images by a pretext task."""
+    from selfsight import api, methods
+    from selfsight.training import Pretrain
+
+    if not argv or argv[0].startswith("-"):
+        print(f"selfsight pretrain METHOD DATA [flags]\n\nMETHOD is one of: {', '.join(methods.names())}")
+        print("`selfsight pretrain METHOD --help` lists its flags, `selfsight methods` says what each does.")
+        raise SystemExit(0 if argv and argv[0] in ("-h", "--help") else 2)
+    cls = methods.get(argv[0])
+    arguments = dataclasses.make_dataclass(
+        "Arguments",
+        [
+            ("data", Annotated[Positional[str], tyro.conf.arg(help="Folder, IDX pair, .npz, CSV or Parquet file.")]),
+            ("training", OmitArgPrefixes[Pretrain], field(default_factory=Pretrain)),
+            ("settings", Annotated[cls.Config, tyro.conf.OmitArgPrefixes], field(default_factory=cls.Config)),
+            ("shared", OmitArgPrefixes[Shared], field(default_factory=Shared)),
+        ],
+    )
+    asked: Any = tyro.cli(arguments, args=argv[1:], prog=f"selfsight pretrain {argv[0]}", description=cls.__doc__)
+    run = api.pretrain(asked.data, argv[0], config=asked.training, settings=asked.settings)
+    report = run.report(asked.data)
+    show(
+        {"run": str(run.path), "report": str(report)},
+        asked.shared,
+        f"{run.path}: done\n  look:     {report}\n  measure:  selfsight evaluate {run.path} {asked.data}\n"
+        f"  use:      selfsight embed {run.path} {asked.data} --out embeddings.npz",
+    )
+
+
+def methods_verb(argv: list[str]) -> None:
+    """List the pretext tasks."""
+    from selfsight import methods
+
+    shared = tyro.cli(Shared, args=argv, prog="selfsight methods", description="List the pretext tasks.")
+    rows = [
+        {"name": name, "what": (cls.__doc__ or "").strip().splitlines()[0], "paper": cls.paper}
+        for name in methods.names()
+        for cls in [methods.get(name)]
+    ]
+    show({"methods": rows}, shared, "\n".join(f"{r['name']:14} {r['what']}\n{'':14} {r['paper']}" for r in rows))
+
+
+def embed_verb(argv: list[str]) -> None:
+    """Write one feature vector an image."""
+    from selfsight import api
+
+    @dataclass(frozen=True)
+    class Arguments:
+        run: Positional[Path]
+        """Run folder."""
+        data: Positional[str]
+        """The images."""
+        out: Path = Path("embeddings.npz")
+        """.npz, .csv or .parquet."""
+        shared: OmitArgPrefixes[Shared] = field(default_factory=Shared)
+
+    asked = tyro.cli(Arguments, args=argv, prog="selfsight embed", description=embed_verb.__doc__)
+    embedding = api.load(asked.run).embed(asked.data)
+    path = embedding.save(asked.out)
+    count, dim = embedding.features.shape
+    show({"out": str(path), "images": count, "dim": dim}, asked.shared, f"{path}: {count:,} images × {dim} features")
+
+
+def evaluate_verb(argv: list[str]) -> None:
+    """Measure accuracy with few labels, beside raw pixels, a random network and training from scratch."""
+    from selfsight import api
+    from selfsight.evaluate.curve import EvaluateConfig
+    from selfsight.evaluate.results import print_table
+
+    @dataclass(frozen=True)
+    class Arguments:
+        run: Positional[Path]
+        """Run folder."""
+        data: Positional[str]
+        """Labeled images."""
+        config: OmitArgPrefixes[EvaluateConfig] = field(default_factory=EvaluateConfig)
+        shared: OmitArgPrefixes[Shared] = field(default_factory=Shared)
+
+    asked = tyro.cli(Arguments, args=argv, prog="selfsight evaluate", description=evaluate_verb.__doc__)
+    run = api.load(asked.run)
+    rows = run.evaluate(asked.data, asked.config)
+    report = run.report(asked.data)
+    if asked.shared.json:
+        print(json.dumps({"run": str(run.path), "report": str(report), "rows": api.rows_as_dicts(rows)}))
+    else:
+        print_table(rows)
+        print(report)
+
+
+def report_verb(argv: list[str]) -> None:
+    """Write the run's report anew."""
+    from selfsight import api
+
+    @dataclass(frozen=True)
+    class Arguments:
+        run: Positional[Path]
+        """Run folder."""
+        data: Positional[str | None] = None
+        """The images to show; by default those that it was trained on."""
+        shared: OmitArgPrefixes[Shared] = field(default_factory=Shared)
+
+    asked = tyro.cli(Arguments, args=argv, prog="selfsight report", description=report_verb.__doc__)
+    path = api.load(asked.run).report(asked.data)
+    show({"report": str(path)}, asked.shared, str(path))
+
+
+def export_verb(argv: list[str]) -> None:
+    """Write the backbone for other programs, checked against torch."""
+    from selfsight import api
+    from selfsight.export import Format
+
+    @dataclass(frozen=True)
+    class Arguments:
+        run: Positional[Path]
+        """Run folder."""
+        format: Format = "onnx"
+        """onnx and torchscript take images in [0, 1]; timm is a state dict for timm.create_model."""
+        out: Path | None = None
+        """File to write; by default in the run folder."""
+        shared: OmitArgPrefixes[Shared] = field(default_factory=Shared)
+
+    asked = tyro.cli(Arguments, args=argv, prog="selfsight export", description=export_verb.__doc__)
+    path = api.load(asked.run).export(asked.format, asked.out)
+    show({"out": str(path), "format": asked.format}, asked.shared, str(path))
+
+
+def demo_verb(argv: list[str]) -> None:
+    """Run the whole path on 5,000 handwritten digits: pretrain, embed, few labels, report; about six minutes."""
+    from selfsight.demo import demo
+
+    @dataclass(frozen=True)
+    class Arguments:
+        out: Path = Path("runs/demo")
+        """Run folder; an earlier demo there is replaced."""
+        minutes: float = 4.5
+        """Minutes of pretraining."""
+        shared: OmitArgPrefixes[Shared] = field(default_factory=Shared)
+
+    asked = tyro.cli(Arguments, args=argv, prog="selfsight demo", description=demo_verb.__doc__)
+    result = demo(asked.out, asked.minutes)
+    show(result, asked.shared, f"report: {result['report']}")
+
+
+VERBS: dict[str, Callable[[list[str]], None]] = {
+    "pretrain": pretrain_verb,
+    "methods": methods_verb,
+    "embed": embed_verb,
+    "evaluate": evaluate_verb,
+    "report": report_verb,
+    "export": export_verb,
+    "demo": demo_verb,
+}
+
+
+def main() -> None:
+    """Run a verb: exit code 0 done, 1 failed with a one-line reason, 2 wrong usage."""
+    argv = sys.argv[1:]
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE)
+        raise SystemExit(0 if argv else 2)
+    if argv[0] == "--version":
+        from selfsight import __version__
+
+        print(__version__)
+        return
+    if argv[0] not in VERBS:
+        say(f"selfsight: no verb {argv[0]!r}; there are {', '.join(VERBS)}")
+        raise SystemExit(2)
+    try:
+        VERBS[argv[0]](argv[1:])
+    except SelfsightError as error:
+        Console(stderr=True).print(f"selfsight: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        say("selfsight: interrupted")
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

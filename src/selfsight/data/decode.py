@@ -1,0 +1,393 @@
+"""One picture, from a file or from memory, to one uint8 square."""
+
+import io
+import os
+import stat
+import struct
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from pillow_heif import register_heif_opener
+
+from selfsight.errors import SelfsightError
+
+register_heif_opener()
+Image.init()  # now, as threads that load the decoders at the same time see half of them
+
+_USUAL = [".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif"]
+EXTENSIONS = frozenset([*_USUAL, ".heic", ".heif", ".avif", ".pgm", ".ppm", ".npy"])
+# Only these decoders are tried: EPS, for one, would hand an unknown file to Ghostscript.
+DECODERS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "HEIF", "AVIF", "PPM")
+DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
+MAX_BANDS = 13
+ORIENTATION = 0x0112  # the EXIF tag
+SAMPLE = 200  # images looked at to learn what a set is like
+DEEP_SAMPLE = 32  # of these, how many 16-bit ones are decoded for the percentiles
+
+Picture = str | Image.Image | NDArray[Any] | torch.Tensor
+"""A file, or an image in memory: (H, W) or (H, W, C) as an array, (C, H, W) as a tensor."""
+
+
+class Pictures(Protocol):
+    """What decoding reads from: a list of files, an array of images, or a data set of another library."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int, /) -> Picture: ...
+
+
+class BadImageError(Exception):
+    """One picture cannot be used; the message is the reason that the user reads."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How every picture of a set becomes a square, so that all agree; part of the cache's key."""
+
+    side: int
+    channels: int
+    low: tuple[float, ...] = (0.0,)
+    """Value that becomes 0 in images of more than 8 bits: one for all bands, or one a band."""
+    high: tuple[float, ...] = (65535.0,)
+    """Value that becomes 255."""
+
+
+@dataclass(frozen=True)
+class Square:
+    """One decoded picture."""
+
+    pixels: NDArray[np.uint8]
+    """(C, S, S), contiguous."""
+    aspect: float
+    """Width / height of the original, upright."""
+
+
+_quiet_lock = threading.Lock()
+_quiet_users = 0
+_quiet_context: "warnings.catch_warnings[None] | None" = None
+
+
+@contextmanager
+def quiet_decoders() -> Iterator[None]:
+    """Keep Pillow's remarks on odd metadata from the user, whose file is either read or listed as skipped.
+
+    `catch_warnings` restores what it found, which goes wrong when threads overlap: the first to come saves
+    and the last to go restores.
+    """
+    global _quiet_users, _quiet_context
+    with _quiet_lock:
+        _quiet_users += 1
+        if _quiet_context is None:
+            _quiet_context = warnings.catch_warnings()
+            _quiet_context.__enter__()
+            warnings.filterwarnings("ignore", module=r"PIL\.|pillow_heif")
+    try:
+        yield
+    finally:
+        with _quiet_lock:
+            _quiet_users -= 1
+            if not _quiet_users and _quiet_context is not None:
+                _quiet_context.__exit__(None, None, None)
+                _quiet_context = None
+
+
+def thread_count() -> int:
+    """Return how many threads decode: one a core that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def not_a_file(file: str) -> str | None:
+    """Return why this path is no file to open (missing, a pipe, a folder), or None if it is one."""
+    try:
+        mode = Path(file).stat().st_mode
+    except FileNotFoundError:
+        return "no such file"  # a link to nowhere, or a path in a table
+    except OSError as error:
+        return (error.strerror or "cannot be opened").lower()
+    if stat.S_ISDIR(mode):
+        return "a folder, not an image"
+    return None if stat.S_ISREG(mode) else "not a regular file"
+
+
+def fetch(pictures: Pictures, row: int) -> Picture:
+    """Return pictures[row]; BadImageError if the data set itself fails at it."""
+    with _reasons():
+        return pictures[row]
+
+
+def decode(picture: Picture, recipe: Recipe) -> Square:
+    """Return the picture squeezed to a (C, S, S) square; BadImageError with the reason if it cannot be."""
+    with _reasons():
+        if isinstance(picture, str) and not picture.lower().endswith(".npy"):
+            # Read at once: Pillow's own reading in small pieces costs a tenth of the speed.
+            with _open(io.BytesIO(_bytes(picture))) as image:
+                if image.format in ("JPEG", "MPO"):
+                    aspect = _upright_aspect(image)
+                    # Let the JPEG decoder itself shrink, to the smallest of 1/1 .. 1/8 that is large enough.
+                    image.draft("L" if recipe.channels == 1 else None, (recipe.side, recipe.side))
+                    return Square(_from_image(image, recipe), aspect)
+                pixels = _from_image(image, recipe)
+                return Square(pixels, _upright_aspect(image))
+        if isinstance(picture, Image.Image):
+            return Square(_from_image(picture, recipe), _upright_aspect(picture))
+        array = _as_array(picture)
+        return Square(_from_array(array, recipe), array.shape[1] / array.shape[0])
+
+
+def read_aspect(picture: Picture) -> float:
+    """Return width / height from the header alone; BadImageError if that is broken already."""
+    with _reasons():
+        if isinstance(picture, str) and not picture.lower().endswith(".npy"):
+            with Path(picture).open("rb") as file, _open(file) as image:
+                return _upright_aspect(image)
+        if isinstance(picture, Image.Image):
+            return _upright_aspect(picture)
+        array = _as_array(picture)
+        return float(array.shape[1] / array.shape[0])
+
+
+def learn_recipe(
+    pictures: Pictures, source: str, image_size: int, side: int | None = None, channels: int | None = None
+) -> Recipe:
+    """Look at up to 200 pictures, spread over the set, and return the recipe that fits them all.
+
+    The side is the smaller of `side` (1.5 * image_size if None) and the 90th percentile of the pictures' own
+    longer sides, but at least 8. There is one channel if all are grey, three if any has colour, else as many
+    as there are bands. Deeper than 8 bits is stretched from the 0.5th to the 99.5th percentile of the sample;
+    fractions within 0 .. 1 keep their scale. SelfsightError if nothing can be read, or if band counts differ
+    or are not what `channels` asks for.
+    """
+
+    def look(row: int) -> _Look | str:
+        try:
+            return _look(fetch(pictures, row), row, channels)
+        except BadImageError as error:
+            return str(error)
+
+    def values(row: int) -> NDArray[Any]:
+        try:
+            return _deep_values(fetch(pictures, row))
+        except BadImageError:  # the header was fine, the rest is not: the full pass will list it
+            return np.zeros((0, 1))
+
+    sample = np.unique(np.linspace(0, len(pictures) - 1, SAMPLE).astype(int)).tolist()
+    with quiet_decoders(), ThreadPoolExecutor(thread_count()) as pool:
+        seen = list(pool.map(look, sample))
+        looks = [s for s in seen if isinstance(s, _Look)]
+        if not looks:
+            raise nothing_readable(source, [s for s in seen if isinstance(s, str)], len(pictures))
+        deep_rows = [s.row for s in looks if s.deep]
+        deep = list(pool.map(values, deep_rows[:: max(1, len(deep_rows) // DEEP_SAMPLE)]))
+    bands = sorted({s.bands for s in looks})
+    tiles = not {1, 3}.issuperset(bands)  # grey and colour go together, other bands only with their like
+    if tiles and len(bands) > 1:
+        raise SelfsightError(
+            f"{source}: images of {bands[0]} and of {bands[-1]} bands; all must have the same number of bands"
+        )
+    if channels not in ((None, bands[0]) if tiles else (None, 1, 3)):
+        raise SelfsightError(f"{source}: the images have {bands[-1]} bands, not {channels}")
+    longer = float(np.percentile([s.longer for s in looks], 90))
+    final_side = max(8, int(min(side or 1.5 * image_size, longer)))
+    deep = [d for d in deep if d.size]
+    if not deep:
+        return Recipe(final_side, channels or bands[-1])
+    low, high = _stretch(np.concatenate([d for d in deep if d.shape[1] == deep[0].shape[1]]))
+    return Recipe(final_side, channels or bands[-1], low, high)
+
+
+def nothing_readable(source: str, reasons: Sequence[str], count: int) -> SelfsightError:
+    """Return the error for a set without a single readable image; it names the commonest reason."""
+    common = max(set(reasons), key=reasons.count)
+    return SelfsightError(f"{source}: none of {count} images could be read; most often: {common}")
+
+
+def bands_last(array: NDArray[Any]) -> NDArray[Any]:
+    """Return (..., H, W, C), whether it came as that or as (..., C, H, W); BadImageError if it is neither."""
+    first, last = array.shape[-3], array.shape[-1]
+    for counts in ((1, 3, 4), range(1, MAX_BANDS + 1)):
+        if last in counts:
+            return array
+        if first in counts:
+            return np.moveaxis(array, -3, -1)
+    raise BadImageError(f"neither (H, W, C) nor (C, H, W) with 1 to {MAX_BANDS} bands: shape {array.shape}")
+
+
+def to_uint8(array: NDArray[Any], recipe: Recipe) -> NDArray[np.uint8]:
+    """Return an array (..., H, W[, C]) of any number type as uint8, stretched as the recipe says."""
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == np.bool_:
+        return array.astype(np.uint8) * np.uint8(255)
+    low, high = np.array(recipe.low, np.float32), np.array(recipe.high, np.float32)
+    scaled = np.nan_to_num((array.astype(np.float32) - low) * (255 / (high - low)))  # NaN marks gaps in tiles
+    pixels: NDArray[np.uint8] = scaled.clip(0, 255).round().astype(np.uint8)
+    return pixels
+
+
+@dataclass(frozen=True)
+class _Look:
+    row: int
+    longer: int
+    bands: int
+    deep: bool
+    """More than 8 bits a value."""
+
+
+def _look(picture: Picture, row: int, channels: int | None) -> _Look:
+    if isinstance(picture, str) and not picture.lower().endswith(".npy"):
+        with _reasons(), Path(picture).open("rb") as file, _open(file) as image:
+            return _look(image, row, channels)
+    with _reasons():
+        if not isinstance(picture, Image.Image):
+            array = _as_array(picture)
+            bands = array.shape[2] if array.ndim == 3 else 1
+            return _Look(row, max(array.shape[:2]), bands, array.dtype not in (np.uint8, np.bool_))
+        all_four = channels == 4 and len(picture.getbands()) == 4  # asked for, so alpha is a band here
+        bands = 4 if all_four else 1 if _is_grey(picture) else 3
+        return _Look(row, max(picture.size), bands, picture.mode in DEEP_MODES)
+
+
+def _is_grey(image: Image.Image) -> bool:
+    palette = image.getpalette() if image.mode == "P" else None
+    if palette is not None:
+        return bool((np.ptp(np.reshape(palette, (-1, 3)), axis=1) == 0).all())
+    return image.mode in ("1", "L", "LA", "La", *DEEP_MODES)
+
+
+def _deep_values(picture: Picture) -> NDArray[Any]:
+    """Return some (values, bands) of an image of more than 8 bits."""
+    with _reasons():
+        if isinstance(picture, str) and not picture.lower().endswith(".npy"):
+            with Path(picture).open("rb") as file, _open(file) as image:
+                array = np.asarray(image)
+        else:
+            array = np.asarray(picture) if isinstance(picture, Image.Image) else _as_array(picture)
+        values = array.reshape(-1, 1 if array.ndim == 2 else array.shape[2])
+        return values[:: max(1, len(values) // 10_000)]
+
+
+def _stretch(values: NDArray[Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return per band the values (N, bands) that become 0 and 255."""
+    if np.issubdtype(values.dtype, np.floating) and np.nanmin(values) >= 0 and np.nanmax(values) <= 1:
+        return (0.0,), (1.0,)
+    low, high = np.nan_to_num(np.nanpercentile(values, [0.5, 99.5], axis=0))
+    return tuple(low.tolist()), tuple(np.where(high > low, high, low + 1).tolist())
+
+
+@contextmanager
+def _reasons() -> Iterator[None]:
+    """Turn whatever goes wrong inside into a BadImageError whose message is a reason of one line."""
+    try:
+        yield
+    except BadImageError:
+        raise
+    except FileNotFoundError as error:
+        raise BadImageError("no such file") from error
+    except PermissionError as error:
+        raise BadImageError("permission denied") from error
+    except UnidentifiedImageError as error:
+        raise BadImageError("not an image of a known format (TIFF of more than 4 bands: save as .npy)") from error
+    except Image.DecompressionBombError as error:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
+        raise BadImageError(f"more than {limit:.0f} million pixels") from error
+    # Decoders meet arbitrary bytes and answer with OSError, SyntaxError, struct.error, zlib.error, KeyError,
+    # MemoryError and more; a data set of the user's may raise anything. One bad picture must not end the run.
+    except Exception as error:
+        raise BadImageError(" ".join(str(error).split())[:200] or type(error).__name__) from error
+
+
+def _bytes(file: str) -> bytes:
+    if reason := not_a_file(file):  # opening a pipe would wait for ever
+        raise BadImageError(reason)
+    content = Path(file).read_bytes()
+    if not content:
+        raise BadImageError("empty file")
+    return content
+
+
+def _open(file: IO[bytes]) -> Image.Image:
+    return Image.open(file, formats=DECODERS)
+
+
+def _orientation(image: Image.Image) -> int:
+    # Without a word of EXIF before the pixels, Pillow would decode a whole PNG to look behind them.
+    if image.format == "PNG" and not image.info.keys() & {"exif", "Raw profile type exif", "xmp"}:
+        return 1
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except (SyntaxError, ValueError, TypeError, KeyError, struct.error):  # broken EXIF, sound pixels
+        return 1
+
+
+def _upright_aspect(image: Image.Image) -> float:
+    width, height = image.size
+    return height / width if _orientation(image) in (5, 6, 7, 8) else width / height
+
+
+def _from_image(image: Image.Image, recipe: Recipe) -> NDArray[np.uint8]:
+    """Return (C, S, S) pixels, upright, transparency on white."""
+    image.load()
+    if _orientation(image) != 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode in DEEP_MODES:
+        return _from_array(np.asarray(image), recipe)
+    if recipe.channels == 4 and len(image.getbands()) == 4:
+        return _from_array(np.asarray(image), recipe)
+    if recipe.channels not in (1, 3):
+        raise BadImageError(f"{len(image.getbands())} bands where the set has {recipe.channels}")
+    mode = "L" if recipe.channels == 1 else "RGB"
+    if image.has_transparency_data:
+        image = _resize(image.convert("RGBA"), recipe.side)
+        white = Image.new("RGBA", image.size, "white")
+        white.alpha_composite(image)
+        image = white
+    if image.mode != mode:
+        image = image.convert(mode)
+    pixels = np.asarray(_resize(image, recipe.side))
+    return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
+
+
+def _from_array(array: NDArray[Any], recipe: Recipe) -> NDArray[np.uint8]:
+    """Return (C, S, S) pixels from (H, W) or (H, W, C)."""
+    array = to_uint8(array, recipe)
+    bands = np.moveaxis(array, -1, 0) if array.ndim == 3 else array[None]
+    if len(bands) in (1, 3) and recipe.channels in (1, 3):
+        flat = bands[0] if len(bands) == 1 else np.moveaxis(bands, 0, -1)
+        return _from_image(Image.fromarray(np.ascontiguousarray(flat)), recipe)
+    if len(bands) != recipe.channels:
+        raise BadImageError(f"{len(bands)} bands where the set has {recipe.channels}")
+    images = (_resize(Image.fromarray(np.ascontiguousarray(band)), recipe.side) for band in bands)
+    return np.stack([np.asarray(image) for image in images])
+
+
+def _as_array(picture: str | NDArray[Any] | torch.Tensor) -> NDArray[Any]:
+    """Return a non-empty array (H, W) or (H, W, C)."""
+    if isinstance(picture, torch.Tensor):
+        array: NDArray[Any] = picture.detach().cpu().numpy()
+        array = np.moveaxis(array, 0, -1) if array.ndim == 3 else array
+    elif isinstance(picture, str):
+        array = np.load(io.BytesIO(_bytes(picture)), allow_pickle=False)
+    else:
+        array = np.asarray(picture)
+    if array.ndim not in (2, 3) or not array.size or not (np.issubdtype(array.dtype, np.number) or array.dtype == bool):
+        raise BadImageError(f"not an image: {array.dtype} of shape {array.shape}")
+    return bands_last(array) if array.ndim == 3 else array
+
+
+def _resize(image: Image.Image, side: int) -> Image.Image:
+    if image.size == (side, side):
+        return image
+    # Hamming shrinks as sharply as bicubic at two thirds of its time, but is poor at enlarging.
+    shrinks = min(image.size) >= side
+    method = Image.Resampling.HAMMING if shrinks else Image.Resampling.BICUBIC
+    return image.resize((side, side), method, reducing_gap=2.0)

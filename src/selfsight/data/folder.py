@@ -1,0 +1,90 @@
+"""A folder of images, at any depth: which files it holds, and what its subfolders say of them."""
+
+import hashlib
+import os
+from pathlib import Path
+
+from selfsight.data.decode import EXTENSIONS, not_a_file
+from selfsight.data.images import Skipped
+from selfsight.data.listing import Listing, index_labels, is_split_word, two_way_split
+from selfsight.errors import SelfsightError
+
+
+def list_folder(folder: Path) -> Listing:
+    """Return the images under the folder, sorted by path.
+
+    First-level subfolders are the classes if there are two or more and every image lies in one.
+    Subfolders train and test (or val), holding everything, are the split, and the classes lie in them.
+    SelfsightError if there is no image.
+    """
+    names, skipped = _walk(folder)
+    if not names:
+        raise SelfsightError(f"{folder}: {_why_empty(folder, skipped)}")
+    shown = [printable(name) for name in names]
+    parts = [name.split("/") for name in shown]
+    tops = {part[0] for part in parts}
+    split, depth = None, 0
+    if len(tops) > 1 and all(len(part) > 1 and is_split_word(part[0]) for part in parts):
+        split, depth = two_way_split([part[0] for part in parts], str(folder)), 1
+    labels, classes = index_labels([part[depth] if len(part) > depth + 1 else "" for part in parts])
+    if labels is not None and ((labels < 0).any() or len(classes) < 2):
+        labels, classes = None, []
+    files = [str(folder.absolute() / name) for name in names]
+    return Listing(str(folder), files, shown, labels, classes, split, skipped, identify(names, files))
+
+
+def identify(names: list[str], files: list[str]) -> str:
+    """Return a hash that changes when a file is added, removed, renamed, resized or written."""
+    digest = hashlib.sha256()
+    for name, file in zip(names, files, strict=True):
+        status = Path(file).stat()
+        digest.update(os.fsencode(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n"))
+    return digest.hexdigest()
+
+
+def printable(name: str) -> str:
+    """Return the name with bytes that are not UTF-8 replaced, so that it can be written to a table."""
+    return os.fsencode(name).decode("utf-8", "replace")
+
+
+def _walk(folder: Path) -> tuple[list[str], list[Skipped]]:
+    """Return the relative names of all images and what had to be left out, both sorted."""
+    names: list[str] = []
+    skipped: list[Skipped] = []
+
+    def relative(path: Path) -> str:
+        return path.relative_to(folder).as_posix()
+
+    def refused(error: OSError) -> None:
+        skipped.append(Skipped(printable(relative(Path(error.filename))), (error.strerror or "").lower()))
+
+    visited: set[str] = set()
+    # Links to folders wait until the real folders are done, so that a link never takes a folder's name.
+    waiting = [folder]
+    while waiting:
+        for root, folders, files in os.walk(waiting.pop(0), onerror=refused):
+            real = os.path.realpath(root)
+            if real in visited:
+                folders.clear()
+                continue
+            visited.add(real)
+            here = Path(root)
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            for name in [*folders, *files]:
+                path = here / name
+                if name.startswith(".") or path.suffix.lower() not in EXTENSIONS:
+                    continue
+                if reason := not_a_file(str(path)):
+                    skipped.append(Skipped(printable(relative(path)), reason))
+                else:
+                    names.append(relative(path))
+            folders[:] = [name for name in folders if Path(name).suffix.lower() not in EXTENSIONS]
+            waiting += [here / name for name in folders if (here / name).is_symlink()]
+    return sorted(names), sorted(skipped, key=lambda skip: skip.name)
+
+
+def _why_empty(folder: Path, skipped: list[Skipped]) -> str:
+    if skipped:
+        return f"no readable image; for example {skipped[0].name}: {skipped[0].reason}"
+    kinds = sorted({file.suffix for file in folder.rglob("*") if file.is_file() and file.suffix})
+    return "no images in this folder" + (f", only {', '.join(kinds[:5])}" if kinds else "; it is empty")

@@ -1,0 +1,312 @@
+"""Data sets that are no folder of images: IDX pairs, .npz, tables of paths, arrays, objects of other libraries."""
+
+import csv
+import gzip
+import io
+import threading
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from selfsight.data.decode import BadImageError, Picture, bands_last, fetch, not_a_file
+from selfsight.data.folder import identify, printable
+from selfsight.data.images import Skipped
+from selfsight.data.listing import Listing, index_labels, two_way_split
+from selfsight.errors import SelfsightError
+
+TABLES = (".csv", ".csv.gz", ".parquet")
+_IDX_IMAGES = "-images-idx3-ubyte"
+_IDX_LABELS = "-labels-idx1-ubyte"
+
+
+def is_idx(path: Path) -> bool:
+    """Return whether this is a folder with IDX files as MNIST is published, or such a file of images."""
+    return bool(_idx_images(path)) if path.is_dir() else _IDX_IMAGES in _dashed(path)
+
+
+def read_idx(path: Path) -> Listing:
+    """Read the pair(s) of images and labels: `train-…` and `t10k-…` in a folder, or the one file's.
+
+    SelfsightError for a file that is missing, damaged or not IDX.
+    """
+    parts = []
+    for file in _idx_images(path) if path.is_dir() else [path]:
+        images = _read_idx_file(file, 3)
+        wanted = _dashed(file).replace(_IDX_IMAGES, _IDX_LABELS)
+        beside = [other for other in file.parent.iterdir() if _dashed(other) == wanted]
+        labels = _read_idx_file(beside[0], 1) if beside else None
+        parts.append(("train" if file.name.startswith("train") else "test", images, labels))
+    return from_parts(str(path), parts if len(parts) > 1 else [("", *parts[0][1:])])
+
+
+def read_npz(path: Path) -> Listing:
+    """Read an .npz with `images` and perhaps `labels` and `split`, or with `train_images`, `test_labels` and so on.
+
+    Images are (N, H, W), (N, H, W, C) or (N, C, H, W). SelfsightError if they are not, or the file is damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            content = {key: archive[key] for key in archive.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise SelfsightError(f"{path}: cannot be read as .npz: {' '.join(str(error).split())}") from error
+    parts = [
+        (word, content[f"{word}_images"], content.get(f"{word}_labels"))
+        for word in ("train", "val", "test")
+        if f"{word}_images" in content
+    ]
+    if parts:
+        return from_parts(str(path), parts)
+    if "images" not in content:
+        keys = ", ".join(content) or "nothing"
+        raise SelfsightError(f"{path}: needs an array 'images' (or 'train_images', 'test_images'); it holds {keys}")
+    split = content.get("split")
+    return from_parts(
+        str(path), [("", content["images"], content.get("labels"))], None if split is None else split.astype(str)
+    )
+
+
+def from_parts(
+    source: str,
+    parts: Sequence[tuple[str, NDArray[Any], NDArray[Any] | None]],
+    split: NDArray[np.str_] | None = None,
+) -> Listing:
+    """Return the listing of (name of the part, images, labels or None); '' names a set that has no parts."""
+    shaped = []
+    for _, images, labels in parts:
+        if (
+            images.ndim not in (3, 4)
+            or not images.size
+            or not (np.issubdtype(images.dtype, np.number) or images.dtype == bool)
+        ):
+            raise SelfsightError(
+                f"{source}: images must be numbers (N, H, W) or (N, H, W, C), not {images.dtype} {images.shape}"
+            )
+        if labels is not None and len(labels) != len(images):
+            raise SelfsightError(f"{source}: {len(images)} images but {len(labels)} labels")
+        try:
+            shaped.append(bands_last(images) if images.ndim == 4 else images)
+        except BadImageError as error:
+            raise SelfsightError(f"{source}: {error}") from error
+    if len({images.shape[1:] for images in shaped}) > 1:
+        raise SelfsightError(f"{source}: the parts differ in shape: {', '.join(str(i.shape) for i in shaped)}")
+    texts = [_label_texts(labels, len(images)) for _, images, labels in parts]
+    labels, classes = index_labels([text for part in texts for text in part])
+    words = [word for word, images, _ in parts for _ in range(len(images))]
+    if split is not None and len(split) != len(words):
+        raise SelfsightError(f"{source}: {len(words)} images but {len(split)} entries in 'split'")
+    if split is None and len(parts) > 1:
+        split = np.array(words)
+    names = [f"{word}/{row}" if word else str(row) for word, images, _ in parts for row in range(len(images))]
+    pictures = shaped[0] if len(shaped) == 1 else np.concatenate(shaped)
+    return Listing(
+        source, pictures, names, labels, classes, None if split is None else two_way_split(split.tolist(), source)
+    )
+
+
+def is_table(path: Path) -> bool:
+    """Return whether the name is that of a CSV or Parquet file."""
+    return path.name.lower().endswith(TABLES)
+
+
+def read_table(path: Path) -> Listing:
+    """Read a CSV or Parquet file with the column path, and perhaps label and split.
+
+    Relative paths start at the table's folder. Files that are missing are skipped.
+    SelfsightError without a column path, without rows, or if the file cannot be read.
+    """
+    columns = _parquet_columns(path) if path.suffix.lower() == ".parquet" else _csv_columns(path)
+    if "path" not in columns:
+        found = ", ".join(list(columns)[:5])[:80]
+        raise SelfsightError(f"{path}: needs a column 'path' (and may have 'label', 'split'); its columns are {found}")
+    files = [str((path.parent / entry).absolute()) for entry in columns["path"]]
+    reasons = [not_a_file(file) for file in files]
+    names = [printable(entry) for entry in columns["path"]]
+    skipped = [Skipped(name, reason) for name, reason in zip(names, reasons, strict=True) if reason]
+    kept = [row for row, reason in enumerate(reasons) if not reason]
+    if not kept:
+        example = f"; for example {skipped[0].name}: {skipped[0].reason}" if skipped else ", it has no rows"
+        raise SelfsightError(f"{path}: no image of this table is there{example}")
+    columns = {key: [values[row] for row in kept] for key, values in columns.items()}
+    files, names = [files[row] for row in kept], [names[row] for row in kept]
+    labels, classes = index_labels(columns.get("label", [""] * len(kept)))
+    split = two_way_split(columns["split"], str(path)) if "split" in columns else None
+    return Listing(str(path), files, names, labels, classes, split, skipped, identify(names, files))
+
+
+def from_object(data: Any) -> Listing:
+    """Return the listing of an array, a Hugging Face data set (or dict of such) or a torchvision-style one.
+
+    SelfsightError for anything else.
+    """
+    kind = type(data).__name__
+    if isinstance(data, np.ndarray):
+        return from_parts("array", [("", data, None)])
+    if isinstance(data, Mapping) and data and all(hasattr(part, "features") for part in data.values()):
+        return _join([(str(word), _from_hugging_face(part, kind)) for word, part in data.items()], kind)
+    if hasattr(data, "features") and hasattr(data, "column_names"):
+        return _from_hugging_face(data, kind)
+    if hasattr(data, "__len__") and hasattr(data, "__getitem__") and not isinstance(data, Mapping | bytes):
+        return _from_torchvision(data, kind)
+    raise SelfsightError(
+        f"{kind}: not a data set; pass a folder, an .npz, a table, an array, or a torchvision or Hugging Face data set"
+    )
+
+
+class _Items:
+    """Pictures of other libraries' data sets; one thread at a time, as few of these promise more."""
+
+    def __init__(self, parts: Sequence[Any], key: str | None) -> None:
+        self.parts, self.key = parts, key
+        self.ends = np.cumsum([len(part) for part in parts])
+        self.lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getitem__(self, row: int, /) -> Picture:
+        part = int(np.searchsorted(self.ends, row, side="right"))
+        data = self.parts[part]
+        with self.lock:
+            item = data[int(row - self.ends[part] + len(data))]
+        if self.key is not None:
+            item = item[self.key]
+        elif isinstance(item, tuple | list):
+            item = item[0]
+        if item is None:
+            raise BadImageError("no image in this row")
+        picture: Picture = item
+        return picture
+
+
+def _from_hugging_face(data: Any, kind: str) -> Listing:
+    key = next((name for name in ("image", "img", "images") if name in data.column_names), None)
+    if key is None:
+        raise SelfsightError(f"{kind}: needs a column 'image'; its columns are {', '.join(data.column_names)}")
+    if not len(data):
+        raise SelfsightError(f"{kind}: has no rows")
+    labels, classes = None, []
+    if "label" in data.column_names:
+        feature_names = getattr(data.features["label"], "names", None)
+        values = list(data["label"])
+        if feature_names:
+            labels, classes = np.array([-1 if v is None else v for v in values], np.int64), list(feature_names)
+        else:
+            labels, classes = index_labels(["" if v is None else str(v) for v in values])
+    identity = getattr(data, "_fingerprint", None)  # the library's own hash of content and transforms
+    names = [str(row) for row in range(len(data))]
+    return Listing(kind, _Items([data], key), names, labels, classes, identity=identity)
+
+
+def _from_torchvision(data: Any, kind: str) -> Listing:
+    if not len(data):
+        raise SelfsightError(f"{kind}: has no images")
+    targets = getattr(data, "targets", None)  # spares decoding every image for its label
+    if targets is None or len(targets) != len(data):
+        targets = [_target(data, row) for row in range(len(data))]
+    numbers = np.asarray([-1 if target is None else target for target in targets])
+    labels, classes = index_labels(_label_texts(numbers, len(data)))
+    if labels is not None and getattr(data, "classes", None) and np.issubdtype(numbers.dtype, np.integer):
+        labels, classes = numbers.astype(np.int64), [str(name) for name in data.classes]
+    return Listing(kind, _Items([data], None), [str(row) for row in range(len(data))], labels, classes)
+
+
+def _target(data: Any, row: int) -> Any:
+    """Return the label of an item, None if it has none or cannot be read."""
+    try:
+        item: Any = fetch(data, row)
+    except BadImageError:
+        return None
+    return item[1] if isinstance(item, tuple | list) and len(item) > 1 else None
+
+
+def _join(parts: Sequence[tuple[str, Listing]], kind: str) -> Listing:
+    """Return one listing of several parts whose names are those of a split."""
+    listings = [listing for _, listing in parts]
+    items = [listing.pictures for listing in listings]
+    key = items[0].key if isinstance(items[0], _Items) else None
+    classes = listings[0].classes
+    has_labels = all(listing.labels is not None and listing.classes == classes for listing in listings)
+    identities = [listing.identity for listing in listings]
+    return Listing(
+        kind,
+        _Items([data for item in items if isinstance(item, _Items) for data in item.parts], key),
+        [f"{word}/{name}" for word, listing in parts for name in listing.names],
+        np.concatenate([listing.labels for listing in listings if listing.labels is not None]) if has_labels else None,
+        classes if has_labels else [],
+        two_way_split([word for word, listing in parts for _ in listing.names], kind) if len(parts) > 1 else None,
+        identity=None if None in identities else " ".join(map(str, identities)),
+    )
+
+
+def _label_texts(labels: NDArray[Any] | None, count: int) -> list[str]:
+    """Return one text an image, '' for unknown; labels of several columns are no classes and count as none."""
+    if labels is None or labels.size != count:
+        return [""] * count
+    flat = labels.reshape(count)
+    if np.issubdtype(flat.dtype, np.number):
+        return ["" if value < 0 else str(int(value)) for value in flat]
+    return [str(value) for value in flat]
+
+
+def _dashed(file: Path) -> str:
+    """Return the name without .gz; some mirrors write a dot for the dash in `train-images.idx3-ubyte`."""
+    return file.name.removesuffix(".gz").replace(".idx", "-idx")
+
+
+def _idx_images(folder: Path) -> list[Path]:
+    """Return the folder's files of images, train first, each once though it lie there zipped and unzipped."""
+    found = {
+        _dashed(file): file for file in sorted(folder.iterdir(), reverse=True) if _dashed(file).endswith(_IDX_IMAGES)
+    }
+    return [found[name] for name in sorted(found, key=lambda name: (not name.startswith("train"), name))]
+
+
+def _read_idx_file(file: Path, dimensions: int) -> NDArray[np.uint8]:
+    try:
+        content = file.read_bytes()
+        content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+    except (OSError, EOFError, zlib.error) as error:
+        raise SelfsightError(f"{file}: cannot be read: {error}") from error
+    if content[:4] != bytes([0, 0, 8, dimensions]):
+        raise SelfsightError(f"{file}: not an IDX file of unsigned bytes with {dimensions} dimension(s)")
+    start = 4 + 4 * dimensions
+    shape = np.frombuffer(content[4:start], ">u4").astype(int)
+    if len(content) != start + shape.prod():
+        raise SelfsightError(f"{file}: truncated: {len(content)} bytes where its header tells {start + shape.prod()}")
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+
+
+def _csv_columns(path: Path) -> dict[str, list[str]]:
+    try:
+        raw = path.read_bytes()
+        text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8-sig")
+        rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
+        raise SelfsightError(f"{path}: cannot be read as CSV: {error}") from error
+    if not rows:
+        raise SelfsightError(f"{path}: empty file")
+    header = [name.strip().lower() for name in rows[0]]
+    for number, row in enumerate(rows, 1):
+        if len(row) != len(header):
+            raise SelfsightError(f"{path}: row {number} has {len(row)} columns where the header has {len(header)}")
+    return {name: [row[column].strip() for row in rows[1:]] for column, name in enumerate(header)}
+
+
+def _parquet_columns(path: Path) -> dict[str, list[str]]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise SelfsightError(f"{path}: reading Parquet needs pyarrow: pip install 'selfsight[parquet]'") from error
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise SelfsightError(f"{path}: cannot be read as Parquet: {' '.join(str(error).split())}") from error
+    wanted: Iterable[str] = [name for name in table.column_names if name.lower() in ("path", "label", "split")]
+    columns = {name.lower(): ["" if v is None else str(v) for v in table[name].to_pylist()] for name in wanted}
+    return columns or {name: [] for name in table.column_names}

@@ -1,0 +1,95 @@
+"""ImageSet: decoded images of one data set, and the Batch that methods see."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from selfsight.errors import SelfsightError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images on the device, as a method gets them."""
+
+    images: Tensor
+    """(B, C, S, S) uint8: whole images squeezed to squares."""
+    aspect: Tensor
+    """(B,) float32, width / height of the original, so that crops keep true shapes."""
+    index: Tensor
+    """(B,) int64, row in the data set, for methods that keep a memory of each image."""
+
+
+class Pixels(Protocol):
+    """What an ImageSet reads its images from: a memory map, an array, or files decoded on demand."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, C, S, S)."""
+
+    def __getitem__(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Return the (len(rows), C, S, S) uint8 images of these rows."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A file that could not be used."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """The readable images of a data set, squared, with what else is known of each."""
+
+    source: str
+    """What the user passed, for messages."""
+    images: Pixels
+    """(N, C, S, S) uint8."""
+    aspect: NDArray[np.float32]
+    """(N,) width / height of the originals."""
+    names: Sequence[str]
+    """(N,) path relative to the data set's folder, or 'train/17' for array data."""
+    files: Sequence[str] | None = None
+    """(N,) absolute paths, or None for array data."""
+    labels: NDArray[np.int64] | None = None
+    """(N,) index into `classes`, -1 where unknown; None if the set has no labels at all."""
+    classes: Sequence[str] = ()
+    split: NDArray[np.str_] | None = None
+    """(N,) 'train' or 'test' where the data comes with a split, else None."""
+    skipped: Sequence[Skipped] = ()
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def channels(self) -> int:
+        """1 for grey, 3 for colour, more for satellite bands."""
+        return self.images.shape[1]
+
+    @property
+    def side(self) -> int:
+        """Height and width of the squares in pixels."""
+        return self.images.shape[2]
+
+    def rows(self, split: str) -> NDArray[np.int64]:
+        """Return the rows of the 'train' or 'test' part; all rows are train if there is no split."""
+        if self.split is None:
+            return np.arange(len(self)) if split == "train" else np.zeros(0, np.int64)
+        return np.flatnonzero(self.split == split)
+
+    def require_labels(self) -> NDArray[np.int64]:
+        """Return the labels, or raise SelfsightError that says how to give some."""
+        if self.labels is None or not len(self.classes):
+            raise SelfsightError(
+                f"{self.source}: no labels; put images in one subfolder per class, or pass a CSV with path,label"
+            )
+        return self.labels
+
+    def with_split(self, split: NDArray[np.str_]) -> "ImageSet":
+        """Return the same images with another train/test split."""
+        return replace(self, split=split)

@@ -1,0 +1,72 @@
+"""Splits and small labeled subsets, the same for the same seed."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from selfsight.errors import SelfsightError
+
+# scikit-learn's stratified splits may leave a rare class out of a part and know no unlabeled rows,
+# so the rows are drawn class by class here.
+
+
+def stratified_split(
+    labels: NDArray[np.int64], test_share: float = 0.2, seed: int = 0, *, classes: Sequence[str] = ()
+) -> NDArray[np.str_]:
+    """Return (N,) 'train' or 'test', every class in both; rows without a label (-1) are train.
+
+    `classes` serve the message only. SelfsightError if a class has a single image, or none has a label.
+    """
+    by_class = _by_class(labels, np.arange(len(labels)))
+    if not by_class:
+        raise SelfsightError("no image has a label, so no labeled test part can be held out")
+    split = np.full(len(labels), "train", dtype="<U5")
+    random = np.random.default_rng(seed)
+    for label, members in by_class.items():
+        if len(members) == 1:
+            raise SelfsightError(
+                f"class {_name(label, classes)} has a single image; to hold out a test part it needs two or more"
+            )
+        count = min(max(1, round(test_share * len(members))), len(members) - 1)
+        split[random.choice(members, count, replace=False)] = "test"
+    return split
+
+
+def few_labels(
+    labels: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    amount: float | int,
+    seed: int,
+    *,
+    classes: Sequence[str] = (),
+) -> NDArray[np.int64]:
+    """Return the sorted rows, out of `rows`, whose labels may be used.
+
+    A float in (0, 1] is the fraction of every class, but at least one image of each; an int is the count per
+    class. With the same seed a larger amount contains the smaller. Unlabeled rows (-1) are never taken.
+    SelfsightError if a class has fewer images than the count, or the amount is out of range.
+    """
+    if amount <= 0 or (isinstance(amount, float) and amount > 1):
+        raise SelfsightError(f"labels: {amount} is neither a fraction in (0, 1] nor a count per class")
+    random = np.random.default_rng(seed)
+    chosen: list[NDArray[np.int64]] = []
+    for label, members in _by_class(labels, rows).items():
+        count = amount if isinstance(amount, int) else max(1, round(amount * len(members)))
+        if count > len(members):
+            raise SelfsightError(
+                f"class {_name(label, classes)} has {len(members)} labeled images, fewer than the {count} asked for"
+            )
+        chosen.append(random.permutation(members)[:count])
+    if not chosen:
+        raise SelfsightError("labels: none of these images has a label")
+    return np.sort(np.concatenate(chosen))
+
+
+def _by_class(labels: NDArray[np.int64], rows: NDArray[np.int64]) -> dict[int, NDArray[np.int64]]:
+    """Return the rows of each class that occurs, without the unlabeled."""
+    return {int(label): rows[labels[rows] == label] for label in np.unique(labels[rows]) if label >= 0}
+
+
+def _name(label: int, classes: Sequence[str]) -> str:
+    return repr(classes[label]) if label < len(classes) else str(label)

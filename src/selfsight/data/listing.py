@@ -1,0 +1,82 @@
+"""Listing: what a data set consists of, before anything is decoded."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from selfsight.data.decode import Pictures
+from selfsight.data.images import ImageSet, Pixels, Skipped
+from selfsight.errors import SelfsightError
+
+SPLIT_WORDS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
+VALIDATION_WORDS = {"val", "valid", "validation"}
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The pictures of a data set and what is known of each."""
+
+    source: str
+    pictures: Pictures
+    names: Sequence[str]
+    labels: NDArray[np.int64] | None = None
+    classes: Sequence[str] = ()
+    split: NDArray[np.str_] | None = None
+    skipped: Sequence[Skipped] = ()
+    identity: str | None = None
+    """Changes when any picture may have changed; None if that cannot be known, so nothing is cached on disk."""
+
+    @property
+    def files(self) -> Sequence[str] | None:
+        """Absolute paths, or None for array data."""
+        return self.pictures if isinstance(self.pictures, list) else None
+
+    def image_set(
+        self, images: Pixels, aspect: NDArray[np.float32], kept: Sequence[int], skipped: Sequence[Skipped]
+    ) -> ImageSet:
+        """Return the image set of the rows that could be read."""
+        files = self.files
+        return ImageSet(
+            source=self.source,
+            images=images,
+            aspect=aspect,
+            names=[self.names[row] for row in kept],
+            files=None if files is None else [files[row] for row in kept],
+            labels=None if self.labels is None else self.labels[kept],
+            classes=self.classes,
+            split=None if self.split is None else self.split[kept],
+            skipped=skipped,
+        )
+
+
+def index_labels(values: Sequence[str]) -> tuple[NDArray[np.int64] | None, list[str]]:
+    """Return (labels, classes) for label texts; '' is -1, unknown. Number-like classes sort as numbers."""
+    classes = sorted(
+        {value for value in values if value}, key=lambda v: (not v.isdecimal(), v.isdecimal() and int(v), v)
+    )
+    if not classes:
+        return None, []
+    number = {name: index for index, name in enumerate(classes)} | {"": -1}
+    return np.array([number[value] for value in values], np.int64), classes
+
+
+def two_way_split(words: Sequence[str], source: str) -> NDArray[np.str_]:
+    """Return 'train' or 'test' for each word (train, val, test or the like).
+
+    A validation part is the test part where there is no other, else it joins the train part.
+    SelfsightError for a word that names no part.
+    """
+    lower = [word.strip().lower() for word in words]
+    has_test = any(SPLIT_WORDS.get(word) == "test" for word in lower)
+    known = SPLIT_WORDS | dict.fromkeys(VALIDATION_WORDS, "train" if has_test else "test")
+    for word, original in zip(lower, words, strict=True):
+        if word not in known:
+            raise SelfsightError(f"{source}: split must be train, val or test, not {original!r}")
+    return np.array([known[word] for word in lower], dtype="<U5")
+
+
+def is_split_word(word: str) -> bool:
+    """Return whether a folder of this name holds a part of a data set rather than a class."""
+    return word.lower() in SPLIT_WORDS.keys() | VALIDATION_WORDS

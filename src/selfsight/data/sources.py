@@ -1,0 +1,66 @@
+"""The one entry to data: whatever the user passes becomes an ImageSet."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from selfsight.data.cache import cached, default_cache_dir, in_memory, streamed
+from selfsight.data.decode import learn_recipe
+from selfsight.data.folder import list_folder
+from selfsight.data.formats import TABLES, from_object, is_idx, is_table, read_idx, read_npz, read_table
+from selfsight.data.images import ImageSet
+from selfsight.data.listing import Listing
+from selfsight.errors import SelfsightError
+
+
+def open_images(
+    data: Any,
+    *,
+    side: int | None = None,
+    image_size: int,
+    channels: int | None = None,
+    cache: bool = True,
+    cache_dir: Path | None = None,
+) -> ImageSet:
+    """Return the images of a folder, IDX pair, .npz, CSV or Parquet table, array or data set of another library.
+
+    Each becomes a square of `side` pixels, by default 1.5 times `image_size` (the size of a method's views), but
+    not more than the images have themselves; the aspect is kept beside it. `channels` is found out if None.
+    Files are decoded once into `cache_dir` (default $SELFSIGHT_CACHE or ~/.cache/selfsight), or every time
+    they are asked for if `cache` is False. What cannot be read is left out and listed in `skipped`.
+
+    SelfsightError if `data` is missing, empty, of an unknown kind, or has no readable image.
+    """
+    if isinstance(data, ImageSet):
+        return data
+    listing = list_images(data)
+    recipe = learn_recipe(listing.pictures, listing.source, image_size, side, channels)
+    if isinstance(listing.pictures, np.ndarray):
+        return in_memory(listing, recipe)
+    if not cache:
+        return streamed(listing, recipe)
+    if listing.identity is None:
+        return in_memory(listing, recipe)
+    return cached(listing, recipe, cache_dir or default_cache_dir())
+
+
+def list_images(data: Any) -> Listing:
+    """Return what the data consists of, nothing decoded yet; SelfsightError as in `open_images`."""
+    if not isinstance(data, str | Path):
+        return from_object(data)
+    path = Path(data).expanduser()
+    if not path.exists():
+        raise SelfsightError(f"{data}: no such file or folder")
+    try:
+        if is_idx(path):
+            return read_idx(path)
+        if path.is_dir():
+            return list_folder(path)
+        if path.suffix.lower() == ".npz":
+            return read_npz(path)
+        if is_table(path):
+            return read_table(path)
+    except OSError as error:  # a folder that may not be listed, a file that goes while it is looked at
+        raise SelfsightError(f"{path}: cannot be read: {error.strerror}") from error
+    raise SelfsightError(f"{path}: not a data set; pass a folder of images, an IDX pair, .npz, {', '.join(TABLES)}")

@@ -1,0 +1,160 @@
+"""Export: the backbone for other runtimes, each file checked against the original before it is there."""
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from selfsight.backbones import Backbone
+from selfsight.errors import SelfsightError
+from selfsight.progress import say
+from selfsight.run import RunFolder, replace_file
+
+Format = Literal["onnx", "timm", "torchscript"]
+
+FILES: dict[Format, str] = {"onnx": "model.onnx", "timm": "model.safetensors", "torchscript": "model.pt"}
+"""The name in the run folder where no other is asked for; the suffix is each format's own."""
+TOLERANCE = 1e-4
+"""Largest absolute difference of a feature; float32 sums in another order differ by some 1e-6."""
+BATCHES = (1, 3)
+"""Batch sizes that a file is checked with; traced with 2, so neither is the traced one."""
+
+
+def export(run: RunFolder, format: Format, out: Path | None = None) -> Path:  # noqa: A002  the flag's name
+    """Write the run's backbone to `out` and return the path; by default into the run folder, as FILES says.
+
+    onnx and torchscript take 'images' (N, C, S, S) float32 in [0, 1], any N, and return 'features' (N, D).
+    timm is a state dict for `timm.create_model`, which takes normalized images; the .json beside it says all that
+    is needed. Every file is compared with the backbone on random images before it gets its name.
+
+    Raises SelfsightError for an unfinished run, a suffix that is not the format's, a missing package, or features
+    that differ by more than TOLERANCE.
+    """
+    out = out or run.path / FILES[format]
+    suffix = Path(FILES[format]).suffix
+    if out.suffix != suffix:
+        raise SelfsightError(f"--out {out}: the {format} format is a {suffix} file")
+    backbone = run.load_backbone().cpu()
+    difference = {"onnx": _onnx, "timm": _timm, "torchscript": _torchscript}[format](backbone, out)
+    say(f"{out}: features equal the backbone's to {difference:.1e}")
+    return out
+
+
+def _onnx(backbone: Backbone, out: Path) -> float:
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401  torch.onnx needs it
+    except ModuleNotFoundError as error:
+        raise SelfsightError(f"--format onnx needs {error.name}: pip install 'selfsight[onnx]'") from error
+    difference = 0.0
+
+    def write(path: Path) -> None:
+        nonlocal difference
+        with warnings.catch_warnings():
+            # onnxscript and torch.export about their own internals: nothing that the user could act on.
+            warnings.filterwarnings("ignore", category=DeprecationWarning)
+            warnings.filterwarnings("ignore", category=FutureWarning)
+            torch.onnx.export(
+                backbone,
+                (random_images(backbone, 2),),
+                path,
+                input_names=["images"],
+                output_names=["features"],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        answer = lambda x: torch.from_numpy(session.run(["features"], {"images": x.numpy()})[0])  # noqa: E731
+        difference = check(out, backbone, answer)
+
+    replace_file(out, write)
+    return difference
+
+
+def _torchscript(backbone: Backbone, out: Path) -> float:
+    difference = 0.0
+
+    def write(path: Path) -> None:
+        nonlocal difference
+        with warnings.catch_warnings():
+            # TorchScript is no longer developed, but still what C++ and mobile programs load.
+            warnings.filterwarnings("ignore", r".*torch\.jit")
+            traced = torch.jit.trace(backbone, random_images(backbone, 2))  # type: ignore[no-untyped-call]
+            torch.jit.save(traced, path)
+            difference = check(out, backbone, torch.jit.load(path))  # type: ignore[no-untyped-call]
+
+    replace_file(out, write)
+    return difference
+
+
+def _timm(backbone: Backbone, out: Path) -> float:
+    spec = backbone.spec
+    model: Any = timm.create_model(spec.name, **spec.timm_arguments())
+    state = timm_state(backbone, model)
+    model.load_state_dict(state, strict=True)
+    edits = []
+    if spec.small_stem:
+        model.maxpool = nn.Identity()
+        edits = ["model.maxpool = torch.nn.Identity()"]
+    model.eval()
+    difference = check(out, backbone, lambda x: model(backbone.normalize(x)))
+    arguments = ", ".join(f"{k}={v!r}" for k, v in spec.timm_arguments().items())
+    about = {
+        "architecture": spec.name,
+        "arguments": spec.timm_arguments(),
+        "image_size": spec.image_size,
+        "mean": spec.mean,
+        "std": spec.std,
+        "edits": edits,
+        "python": [
+            "import safetensors.torch, timm, torch",
+            f"model = timm.create_model({spec.name!r}, {arguments})",
+            f"model.load_state_dict(safetensors.torch.load_file({out.name!r}))",
+            *edits,
+            "features = model.eval()((images - mean) / std)  # images (N, C, S, S) in [0, 1]",
+        ],
+    }
+    replace_file(out, lambda path: save_file(state, path, {"format": "pt"}))
+    replace_file(out.with_suffix(".json"), lambda path: path.write_text(json.dumps(about, indent=2) + "\n"))
+    return difference
+
+
+def timm_state(backbone: Backbone, model: Any) -> dict[str, Tensor]:
+    """Return the backbone's weights under the names and shapes of `model`, timm's own of this architecture.
+
+    A small stem's 3x3 convolution becomes the middle of timm's 7x7, whose padding is 3 instead of 1: the same function.
+    """
+    state = {k: v.detach().contiguous() for k, v in backbone.model.state_dict().items()}
+    for name, own in model.state_dict().items():
+        if name == "conv1.weight" and own.shape[2:] != state[name].shape[2:]:
+            border = (own.shape[2] - state[name].shape[2]) // 2
+            state[name] = F.pad(state[name], (border, border, border, border))
+    return state
+
+
+def random_images(backbone: Backbone, n: int) -> Tensor:
+    """Return (n, C, S, S) uniform noise in [0, 1], the same at each call."""
+    spec = backbone.spec
+    return torch.rand(n, spec.channels, spec.image_size, spec.image_size, generator=torch.Generator().manual_seed(n))
+
+
+def check(out: Path, backbone: Backbone, answer: Callable[[Tensor], Tensor]) -> float:
+    """Return the largest absolute difference between `answer` and the backbone's features on random images.
+
+    Raises SelfsightError above TOLERANCE.
+    """
+    with torch.inference_mode():
+        pairs = [(answer(x), backbone(x)) for x in (random_images(backbone, n) for n in BATCHES)]
+    difference = max(float((a - b).abs().max()) for a, b in pairs)
+    if not difference <= TOLERANCE:  # NaN too
+        raise SelfsightError(f"{out}: not written: its features differ from the backbone's by {difference:.1e}")
+    return difference

@@ -1,0 +1,29 @@
+"""Pretext tasks, one file each. The folder is the registry: a new file is a new method."""
+
+import importlib
+import pkgutil
+
+from selfsight.errors import SelfsightError
+from selfsight.methods.method import Facts, Method
+
+__all__ = ["Facts", "Method", "get", "names"]
+
+
+def names() -> list[str]:
+    """Return the names of all methods: the files of this folder."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "method")
+
+
+def get(name: str) -> type[Method]:
+    """Return the method of this name, importing its file.
+
+    Raises SelfsightError where there is none.
+    """
+    if name not in names():
+        raise SelfsightError(f"{name}: no such method; there are {', '.join(names())}")
+    module = importlib.import_module(f"{__name__}.{name}")
+    classes = [v for v in vars(module).values() if isinstance(v, type) and v.__module__ == module.__name__]
+    found = [v for v in classes if issubclass(v, Method)]
+    if len(found) != 1:
+        raise SelfsightError(f"methods/{name}.py: must define exactly one Method, has {len(found)}")
+    return found[0]

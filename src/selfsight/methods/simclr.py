@@ -1,0 +1,109 @@
+"""SimCLR: two views of an image must find each other among all views of the batch.
+
+Chen, Kornblith, Norouzi, Hinton: A Simple Framework for Contrastive Learning of Visual Representations, ICML 2020.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from selfsight.backbones import Backbone
+from selfsight.data.augment import View, whole
+from selfsight.data.images import Batch
+from selfsight.methods.method import Facts, Method
+from selfsight.nn import gather, mlp, process
+from selfsight.optim import Optim
+
+
+class SimCLR(Method):
+    """Contrastive: views of one image attract, all other images repel."""
+
+    paper = "Chen et al., A Simple Framework for Contrastive Learning of Visual Representations, 2020"
+    optim = Optim("adamw", lr=2e-3, weight_decay=0.01, warmup=0.05)
+
+    @dataclass(frozen=True)
+    class Config(Method.Config):
+        """SimCLR's hyperparameters."""
+
+        temperature: float = 0.2
+        """Divides the similarities; lower looks at the hardest negatives only."""
+        hidden: int = 2048
+        """Width of the projector's hidden layer."""
+        projection: int = 128
+        """Length of the projected vectors that the loss compares."""
+        crop_min: float | None = None
+        """Smallest crop as a share of the image; by default 0.08, and 0.2 for images below 64 pixels."""
+        hflip: float = 0.5
+        """Probability of a left-right flip; 0 where left and right mean something, as in text."""
+        vflip: float = 0.0
+        """Probability of a top-bottom flip; 0.5 for images without an up, as satellite or microscope images."""
+        strength: float | None = None
+        """Strength of the colour jitter; by default the paper's 1, and its CIFAR setting of 0.5 below 64 pixels."""
+        blur: float | None = None
+        """Probability of Gaussian blur; by default 0.5, none below 64 pixels, as in the paper's CIFAR setting."""
+
+        def fit_to(self, facts: Facts) -> Self:
+            """Fill in what depends on the size of the images."""
+            small = facts.image_size < 64
+            return replace(
+                self,
+                crop_min=self.crop_min or (0.2 if small else 0.08),
+                strength=(0.5 if small else 1.0) if self.strength is None else self.strength,
+                blur=(0.0 if small else 0.5) if self.blur is None else self.blur,
+            )
+
+    def __init__(self, backbone: Backbone, config: Config) -> None:
+        super().__init__(backbone, config)
+        spec = backbone.spec
+        config = config.fit_to(Facts(0, spec.image_size, spec.channels))
+        assert config.crop_min
+        assert config.strength is not None
+        assert config.blur is not None
+        self.temperature = config.temperature
+        self.head = mlp(backbone.dim, config.hidden, config.projection)
+        colour = spec.channels == 3
+        self.view = View(
+            spec.image_size,
+            scale=(config.crop_min, 1.0),
+            hflip=config.hflip,
+            vflip=config.vflip,
+            brightness=0.8 * config.strength,
+            contrast=0.8 * config.strength,
+            saturation=0.8 * config.strength if colour else 0.0,
+            hue=0.2 * config.strength if colour else 0.0,
+            grey=0.2 if colour else 0.0,
+            blur=config.blur,
+        )
+
+    def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """Return NT-Xent over two views of each image."""
+        x = torch.cat([self.view(batch), self.view(batch)])  # (2B, C, S, S)
+        z = F.normalize(self.head(self.backbone(x)).float(), dim=1)  # (2B, D)
+        loss, accuracy = nt_xent(z, self.temperature)
+        others = len(z) * process()[1] - 1
+        return {"loss": loss, "accuracy": accuracy, "chance": torch.tensor(math.log(others))}
+
+    def picture(self, batch: Batch) -> dict[str, Tensor]:
+        """Show the images and two views of each."""
+        rows = torch.stack([whole(batch, self.view.size), self.view(batch), self.view(batch)])
+        return {"Top to bottom: the image, and two random views that must find each other": rows[:, :10]}
+
+
+def nt_xent(z: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Return NT-Xent, the paper's equation 1, and the share of views that find their partner.
+
+    `z` (2B, D): unit vectors; row i and row i + B (mod 2B) are views of one image. Each view must pick its partner
+    among the 2·B·world - 1 other views of all processes. The loss is the mean over this process's views.
+    """
+    half, rank = len(z) // 2, process()[0]
+    everyone = gather(z)  # (world · 2B, D)
+    logits = z @ everyone.T / temperature
+    own = rank * 2 * half + torch.arange(2 * half, device=z.device)
+    logits = logits.scatter(1, own[:, None], -math.inf)
+    partner = rank * 2 * half + torch.arange(2 * half, device=z.device).roll(half)
+    accuracy = (logits.detach().argmax(1) == partner).float().mean()
+    return F.cross_entropy(logits, partner), accuracy

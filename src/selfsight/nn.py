@@ -1,0 +1,170 @@
+"""What three methods or more share: an MLP head, an EMA teacher, gathers across processes, synchronized BatchNorm."""
+
+import copy
+from contextlib import AbstractContextManager, nullcontext
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from timm.layers.norm_act import BatchNormAct2d, convert_sync_batchnorm
+from torch import Tensor, nn
+
+
+def mlp(*sizes: int, norm: bool = True, last_norm: bool = False) -> nn.Sequential:
+    """Return Linear layers of these sizes with (BatchNorm and) ReLU between them.
+
+    `mlp(512, 512, 128)` is 512 → 512 → 128. With `last_norm` the output is normalized too, without a learned
+    scale, as in SimCLR's and MoCo v3's projectors.
+    """
+    layers: list[nn.Module] = []
+    for i, (a, b) in enumerate(pairwise(sizes)):
+        last = i == len(sizes) - 2
+        normed = last_norm if last else norm
+        layers.append(nn.Linear(a, b, bias=not normed))
+        if normed:
+            layers.append(nn.BatchNorm1d(b, affine=not last))
+        if not last:
+            layers.append(nn.ReLU(inplace=True))
+    return nn.Sequential(*layers)
+
+
+class Teacher(nn.Module):
+    """An exponential moving average of a student, kept in float32 and without gradients."""
+
+    def __init__(self, student: nn.Module) -> None:
+        super().__init__()
+        self.model = copy.deepcopy(student).requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the teacher's output for `x`, without gradients."""
+        with torch.no_grad():
+            y: Tensor = self.model(x)
+        return y
+
+    @torch.no_grad()
+    def update(self, student: nn.Module, momentum: float) -> None:
+        """Move the weights: teacher ← momentum · teacher + (1 - momentum) · student; buffers are copied."""
+        for weight, new in zip(self.model.parameters(), student.parameters(), strict=True):
+            weight.lerp_(new.to(weight.dtype), 1 - momentum)
+        for buffer, now in zip(self.model.buffers(), student.buffers(), strict=True):
+            buffer.copy_(now)
+
+
+def process() -> tuple[int, int]:
+    """Return (rank, number of processes); (0, 1) without torch.distributed."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.rank, world = process()
+        parts = [torch.empty_like(x) for _ in range(world)]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        # Every process's loss depends on every row: the row's gradient is the sum over all of them.
+        (grad,) = grads
+        grad = grad.contiguous()
+        dist.all_reduce(grad)
+        world = process()[1]
+        mine: Tensor = grad.chunk(world)[ctx.rank]
+        return mine
+
+
+def gather(x: Tensor) -> Tensor:
+    """Return the rows of all processes, in rank order, with gradients to each: (B, D) → (world · B, D)."""
+    if process()[1] == 1:
+        return x
+    gathered: Tensor = _Gather.apply(x)
+    return gathered
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        x = x.clone()
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        grad = grads[0].clone()
+        dist.all_reduce(grad)
+        return grad
+
+
+class CpuSyncBatchNorm(nn.Module):
+    """BatchNorm over the batches of all processes, on the CPU, where torch has none.
+
+    Statistics in float32 at least; parameter and buffer names are nn.BatchNorm's, so that state dicts fit either.
+    """
+
+    def __init__(self, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.eps, self.momentum = norm.eps, norm.momentum if norm.momentum is not None else 0.1
+        self.weight, self.bias = norm.weight, norm.bias
+        self.running_mean: Tensor | None
+        self.running_var: Tensor | None
+        self.num_batches_tracked: Tensor | None
+        for name in ("running_mean", "running_var", "num_batches_tracked"):
+            self.register_buffer(name, getattr(norm, name))
+        # timm folds the activation into some of its norms; it has no parameters.
+        self.after = nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize (B, D) or (B, D, h, w) over all dimensions but D and over all processes."""
+        if not self.training:
+            y = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+            normed: Tensor = self.after(y)
+            return normed
+        dims = [0, *range(2, x.dim())]
+        xf = x if x.dtype == torch.float64 else x.float()
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        count = x.numel() // x.shape[1] * process()[1]
+        mean: Tensor = _Sum.apply(xf.sum(dims)) / count
+        centred = xf - mean.view(shape)
+        var: Tensor = _Sum.apply(centred.square().sum(dims)) / count
+        if self.running_mean is not None and self.running_var is not None:
+            with torch.no_grad():
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(var * count / max(count - 1, 1), self.momentum)
+                if self.num_batches_tracked is not None:
+                    self.num_batches_tracked.add_(1)
+        y = centred * (var + self.eps).rsqrt().view(shape)
+        if self.weight is not None:
+            y = y * self.weight.view(shape) + self.bias.view(shape)
+        out: Tensor = self.after(y.to(x.dtype))
+        return out
+
+
+def synchronize_batchnorm(module: nn.Module, device: torch.device) -> nn.Module:
+    """Return the module with each BatchNorm taking its statistics from the batches of all processes."""
+    if device.type != "cpu":
+        converted: nn.Module = convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
+        return converted
+    if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+        return CpuSyncBatchNorm(module)
+    for name, child in module.named_children():
+        setattr(module, name, synchronize_batchnorm(child, device))
+    return module
+
+
+def fast_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 is faster than float32 here: CUDA from Ampere on, CPUs with AVX512-bf16 or AMX."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return False
+
+
+def autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Return bf16 autocast where it is faster, else a context that does nothing."""
+    return torch.autocast(device.type, torch.bfloat16) if fast_bf16(device) else nullcontext()

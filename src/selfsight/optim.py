@@ -1,0 +1,66 @@
+"""The optimizer and its schedule, as functions of training progress from 0 to 1."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from timm.optim.lars import Lars
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Optim:
+    """How the weights are trained. A method names the one that it is known to train with."""
+
+    name: Literal["adamw", "sgd", "lars"] = "adamw"
+    """adamw; sgd with momentum; or lars, sgd with a rate per layer for large batches, biases and norms excluded."""
+    lr: float = 1e-3
+    """Peak learning rate for a batch of 256 images; it grows in proportion to the batch."""
+    weight_decay: float = 0.05
+    """Decay of weights, not of biases and norms."""
+    momentum: float = 0.9
+    """Momentum of sgd and lars; adamw's first beta."""
+    beta2: float = 0.999
+    """adamw's second beta."""
+    warmup: float = 0.05
+    """Share of the training over which the rate rises from zero."""
+    final: float = 0.0
+    """Rate at the end of the cosine, as a share of the peak."""
+    clip: float = 0.0
+    """Largest norm of the gradient; 0 is no limit."""
+
+
+def build(module: nn.Module, optim: Optim) -> torch.optim.Optimizer:
+    """Return the optimizer of the module's trainable parameters, in two groups: with and without weight decay."""
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": optim.weight_decay},
+        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if optim.name == "adamw":
+        return torch.optim.AdamW(groups, lr=optim.lr, betas=(optim.momentum, optim.beta2), fused=True)
+    if optim.name == "sgd":
+        nesterov = optim.momentum > 0
+        return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum, nesterov=nesterov, fused=True)
+    # timm's LARS leaves the rate of parameters without decay as it is: biases and norms are excluded.
+    lars: torch.optim.Optimizer = Lars(groups, lr=optim.lr, momentum=optim.momentum, trust_coeff=0.02, trust_clip=True)
+    return lars
+
+
+def rate(optim: Optim, progress: float, batch_size: int) -> float:
+    """Return the learning rate at this progress: linear warm-up, then cosine, for this global batch size."""
+    peak = optim.lr * batch_size / 256
+    if progress < optim.warmup:
+        return peak * progress / optim.warmup
+    t = (progress - optim.warmup) / max(1 - optim.warmup, 1e-9)
+    cosine = (1 + math.cos(math.pi * min(t, 1.0))) / 2
+    return peak * (optim.final + (1 - optim.final) * cosine)
+
+
+def set_rate(groups: Iterable[dict[str, object]], value: float) -> None:
+    """Set the learning rate of an optimizer's parameter groups."""
+    for group in groups:
+        group["lr"] = value

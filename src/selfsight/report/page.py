@@ -1,0 +1,282 @@
+"""The report: everything that a person wants to see of a run, in one file that needs nothing else."""
+
+import csv
+import json
+import math
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from numpy.typing import NDArray
+from PIL import Image
+
+from selfsight.backbones import Backbone
+from selfsight.data import ImageSet
+from selfsight.errors import SelfsightError
+from selfsight.evaluate.features import extract
+from selfsight.evaluate.health import Health, Verdict, light_view, measure, verdict
+from selfsight.evaluate.results import BASELINES, Row, Summary, amount_words, read_rows, summary
+from selfsight.pictures import data_uri, read_pictures
+from selfsight.report.plots import Plot, efficiency_plots, series, training_plots
+from selfsight.report.similar import HEIGHT, THUMBNAIL, WIDTH, draw_map, nearest, share_alike
+from selfsight.run import RunFolder, replace_file
+
+MOST_IMAGES = 5000
+"""Images that are embedded for the map and the neighbours."""
+MEASURED = 512
+"""Images on which health is measured."""
+HEADLINES = {
+    "learning": "It is learning",
+    "collapsed": "The embeddings have collapsed",
+    "too short": "Too short to tell",
+}
+PROTOCOLS = {"linear": "a linear probe", "finetune": "fine-tuning", "knn": "nearest neighbours"}
+METHODS = {"pixels": "raw pixels", "random": "the untrained network", "scratch": "training from scratch"}
+
+
+@dataclass(frozen=True)
+class Card:
+    """A key number."""
+
+    name: str
+    value: str
+    beside: str
+    """What to compare it with."""
+    meaning: str
+    """One line for a newcomer."""
+
+
+@dataclass(frozen=True)
+class Efficiency:
+    """How few labels are enough, on one data set."""
+
+    data: str
+    sentence: str
+    plots: list[Plot]
+    amounts: list[str]
+    lines: list[tuple[str, str, bool, list[str]]]
+    """Protocol, method, whether it is a baseline, and a cell an amount."""
+
+
+def write_report(run: RunFolder, images: ImageSet, device: torch.device) -> Path:
+    """Write report.html into the run and return its path: one file without links to others.
+
+    Raises SelfsightError for an unfinished run or fewer than 2 images.
+    """
+    if len(images) < 2:
+        raise SelfsightError(f"{images.source}: a report needs at least 2 images, here is {len(images)}")
+    config, metrics, path = run.config(), run.metrics(), run.path / "report.html"
+    backbone = run.load_backbone().to(device)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        untrained = run.random_backbone().to(device)
+    health, random = (_health(b, images, device) for b in (backbone, untrained))
+    rows = np.random.default_rng(0).permutation(len(images))[:MOST_IMAGES]
+    features = _features(backbone, images, rows, device)
+    neighbours = nearest(images, rows, features)
+    page = {
+        "title": f"{config['method']} on {Path(str(config['data'])).name or config['data']}",
+        "config": config,
+        "shown": images.source,
+        "backbone": backbone.spec,
+        "seconds": _last(metrics, "seconds"),
+        "verdict": _verdict(health, random, metrics),
+        "headlines": HEADLINES,
+        "cards": _cards(health, random, metrics),
+        "plots": training_plots(metrics),
+        "pictures": _pictures(run.path / "pictures"),
+        "efficiency": _efficiency(read_rows(run.results_file)),
+        "map": draw_map(images, rows, features),
+        "embedded": len(rows),
+        "neighbours": neighbours,
+        "alike": share_alike(neighbours),
+        "skipped": _skipped(run.skipped_file),
+        "commands": _commands(run, images),
+        "duration": duration,
+        "methods": METHODS,
+        "measured": health.images,
+        "width": WIDTH,
+        "height": HEIGHT,
+        "side": THUMBNAIL,
+        "config_text": json.dumps(config, indent=2, ensure_ascii=False),
+    }
+    environment = Environment(
+        loader=PackageLoader("selfsight", "report"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    text = environment.get_template("report.html").render(page)
+    replace_file(path, lambda p: p.write_text(text, encoding="utf-8"))
+    return path
+
+
+def _features(
+    backbone: Backbone, images: ImageSet, rows: NDArray[np.int64], device: torch.device
+) -> NDArray[np.float32]:
+    """Return the features of the rows, read in the order in which the images lie on disk."""
+    order = np.argsort(rows)
+    features = np.empty((len(rows), backbone.dim), np.float32)
+    features[order] = extract(backbone, images, rows[order], device=device)
+    return features
+
+
+def _health(backbone: Backbone, images: ImageSet, device: torch.device) -> Health:
+    return measure(backbone, light_view(backbone.spec.image_size), images, np.arange(len(images)), device, n=MEASURED)
+
+
+def _last(metrics: Sequence[dict[str, str]], column: str, share: float = 0.0) -> float | None:
+    """Return the mean over the last `share` of a column; None where it was not measured."""
+    found = series(metrics, column)
+    return found.last(share) if found else None
+
+
+def _verdict(health: Health, random: Health, metrics: Sequence[dict[str, str]]) -> Verdict:
+    loss, chance = _last(metrics, "loss", 0.1), _last(metrics, "chance", 0.1)
+    return verdict(health, random, loss, chance, _last(metrics, "epoch") or 0.0)
+
+
+def _cards(health: Health, random: Health, metrics: Sequence[dict[str, str]]) -> list[Card]:
+    cards = []
+    knn = _last(metrics, "knn")
+    if knn is not None:
+        cards.append(
+            Card(
+                "kNN accuracy",
+                f"{knn:.1%}",
+                "at the last check",
+                "Images whose nearest labeled images name their class.",
+            )
+        )
+    cards += [
+        Card(
+            "Views found",
+            f"{health.view_retrieval:.0%}",
+            f"untrained {random.view_retrieval:.0%} · chance {health.chance:.1%}",
+            "Two crops of one image that recognize each other among all others.",
+        ),
+        Card(
+            "Dimensions in use",
+            f"{health.rankme:.0f}",
+            f"of {min(health.images, health.dim)} · untrained {random.rankme:.0f}",
+            "RankMe: how many independent things the embedding tells. Near 1 is a collapse.",
+        ),
+    ]
+    loss, chance = _last(metrics, "loss", 0.1), _last(metrics, "chance", 0.1)
+    if loss is not None:
+        beside = "over the last tenth" if chance is None else f"guessing scores {chance:.2f}"
+        cards.append(Card("Loss", f"{loss:.2f}", beside, "How badly the pretext task is solved; lower is better."))
+    epochs, seconds, speed = (_last(metrics, name) for name in ("epoch", "seconds", "images_per_second"))
+    if epochs is not None and seconds is not None:
+        meaning = "Passes over all images."
+        cards.append(Card("Epochs", f"{epochs:.3g}", f"in {duration(seconds)}", meaning))
+    if speed is not None:
+        cards.append(Card("Images a second", f"{speed:,.0f}", "over the whole training", "The speed of training."))
+    return cards
+
+
+def duration(seconds: float) -> str:
+    """Return '45 seconds', '3.2 minutes' or '1.5 hours'."""
+    if seconds < 100:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.1f} minutes" if seconds < 6000 else f"{seconds / 3600:.1f} hours"
+
+
+def _efficiency(rows: Sequence[Row]) -> list[Efficiency]:
+    """Return the results of each data set, of which each has its own table."""
+    sets: dict[str, list[Row]] = {}
+    for row in rows:
+        sets.setdefault(row.data, []).append(row)
+    found = []
+    for data, part in sets.items():
+        results = summary(part)
+        fractions = {s.labels for s in results if isinstance(s.labels, float)}
+        counts = {s.labels for s in results if isinstance(s.labels, int)}
+        amounts = [amount_words(a) for a in (*sorted(fractions), *sorted(counts))]
+        cells = {(s.protocol, s.method, amount_words(s.labels)): _cell(s) for s in results}
+        lines = [
+            (protocol, method, method in BASELINES, [cells.get((protocol, method, a), "") for a in amounts])
+            for protocol, method in dict.fromkeys((s.protocol, s.method) for s in results)
+        ]
+        found.append(Efficiency(data, sentence(results), efficiency_plots(part), amounts, lines))
+    return found
+
+
+def _cell(s: Summary) -> str:
+    return f"{s.mean * 100:.1f}" + (f" ± {s.margin * 100:.1f}" if s.margin is not None else "")
+
+
+def sentence(results: Sequence[Summary]) -> str:
+    """Say what a table of results means: the method with fewest labels, beside its baselines."""
+    protocol = next((p for p in PROTOCOLS if any(s.protocol == p for s in results)), None)
+    part = [s for s in results if s.protocol == protocol and s.method not in BASELINES]
+    if protocol is None or not part:
+        return ""
+    own = part[0]  # the fewest labels come first
+    others = [s for s in results if (s.protocol, s.labels) == (protocol, own.labels) and s.method in BASELINES]
+    label_word = amount_words(own.labels).replace(" per class", "")
+    amount = f"{label_word} labels a class" if isinstance(own.labels, int) else f"{label_word} of the labels"
+    words = f"With {amount}, {PROTOCOLS[protocol]} on this backbone is right for {own.mean:.1%} of the test images"
+    if not others:
+        return words + "; no baseline was measured beside it."
+    words += ", against " + " and ".join(f"{s.mean:.1%} for {METHODS[s.method]}" for s in others)
+    best = max(others, key=lambda s: s.mean)
+    if own.margin is None or best.margin is None:
+        return words + " (one run: no interval)."
+    gap, noise = own.mean - best.mean, math.hypot(own.margin, best.margin)
+    if gap > noise:
+        return f"{words}: {gap * 100:.1f} points more than the best of these."
+    if gap < -noise:
+        return f"{words}: pretraining has not paid yet here, {-gap * 100:.1f} points less than the best of these."
+    return f"{words}: no clear difference, the intervals overlap."
+
+
+def _pictures(folder: Path) -> list[tuple[str, str]]:
+    """Return the data URI and caption of each picture."""
+    found = []
+    for picture in read_pictures(folder):
+        with Image.open(picture.file) as image:
+            found.append((data_uri(image), picture.caption))
+    return found
+
+
+def _skipped(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _commands(run: RunFolder, images: ImageSet) -> dict[str, Any]:
+    """Return what to type next, with the real paths where there are any: array data has none."""
+    source = images.source if Path(images.source).exists() else "photos"
+    where, data = shlex.quote(str(run.path)), shlex.quote(source)
+    labeled = data if images.labels is not None else "labeled"
+    return {
+        "shell": [
+            (
+                "Embeddings of any images, for search, clustering or a classifier",
+                f"selfsight embed {where} {data} --out embeddings.npz",
+            ),
+            (
+                "Accuracy with few labels, beside raw pixels and an untrained network; a subfolder a class",
+                f"selfsight evaluate {where} {labeled}",
+            ),
+            ("The network for other programs", f"selfsight export {where} --format onnx"),
+        ],
+        "python": "\n".join(
+            [
+                "import selfsight",
+                "",
+                f"run = selfsight.load({str(run.path)!r})",
+                f"embedding = run.embed({source!r})",
+                "embedding.features  # one row an image, in the order of embedding.names",
+            ]
+        ),
+    }

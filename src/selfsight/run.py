@@ -1,0 +1,145 @@
+"""The run folder: what a pretraining leaves behind, and the one place that knows its file names.
+
+config.json            what was asked for, what was chosen, the backbone's spec
+metrics.csv            loss, rate and health over the training
+backbone.safetensors   the result
+last.ckpt              where to resume
+skipped.csv            files that could not be decoded
+results.jsonl          evaluation rows
+report.html            everything a person wants to see
+"""
+
+import csv
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from selfsight.backbones import Backbone, create, spec_from_json, spec_to_json
+from selfsight.errors import SelfsightError
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, then rename it: the file is whole or not there at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths of a run, and how its files are read and written."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        """What was asked for and chosen."""
+        return self.path / "config.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        """Loss, rate and health over the training."""
+        return self.path / "metrics.csv"
+
+    @property
+    def weights_file(self) -> Path:
+        """The trained backbone."""
+        return self.path / "backbone.safetensors"
+
+    @property
+    def checkpoint_file(self) -> Path:
+        """Where to resume."""
+        return self.path / "last.ckpt"
+
+    @property
+    def skipped_file(self) -> Path:
+        """Files that could not be decoded."""
+        return self.path / "skipped.csv"
+
+    @property
+    def results_file(self) -> Path:
+        """Evaluation rows."""
+        return self.path / "results.jsonl"
+
+    def config(self) -> dict[str, Any]:
+        """Read the config; SelfsightError if this is no run folder."""
+        if not self.config_file.exists():
+            raise SelfsightError(f"{self.path}: not a run (no config.json); make one with `selfsight pretrain`")
+        try:
+            config: dict[str, Any] = json.loads(self.config_file.read_text())
+        except json.JSONDecodeError as error:
+            raise SelfsightError(f"{self.config_file}: not valid JSON ({error})") from error
+        return config
+
+    def write_config(self, config: dict[str, Any]) -> None:
+        """Write the config."""
+        text = json.dumps(config, indent=2, default=str) + "\n"
+        replace_file(self.config_file, lambda p: p.write_text(text))
+
+    def save_backbone(self, backbone: Backbone) -> None:
+        """Write the weights; the spec goes into the config."""
+        state = {k: v.detach().cpu().contiguous() for k, v in backbone.model.state_dict().items()}
+        replace_file(self.weights_file, lambda p: save_file(state, p, {"format": "pt"}))
+        self.write_config(self.config() | {"backbone": spec_to_json(backbone.spec)})
+
+    def load_backbone(self) -> Backbone:
+        """Build the backbone and load its weights, in evaluation mode.
+
+        Raises SelfsightError where the run has not finished.
+        """
+        config = self.config()
+        if not self.weights_file.exists():
+            raise SelfsightError(f"{self.path}: not finished (no backbone.safetensors); continue it with --resume")
+        backbone = create(spec_from_json(config["backbone"]))
+        backbone.model.load_state_dict(load_file(self.weights_file))
+        return backbone.eval()
+
+    def random_backbone(self) -> Backbone:
+        """Build the same backbone untrained."""
+        return create(spec_from_json(self.config()["backbone"]))
+
+    def append_metrics(self, row: dict[str, float]) -> None:
+        """Append a row to metrics.csv; columns that are new in this row rewrite the file with them."""
+        new = not self.metrics_file.exists()
+        columns = [] if new else _header(self.metrics_file)
+        if missing := [c for c in row if c not in columns]:
+            rows = [] if new else self.metrics()
+            columns += missing
+            replace_file(self.metrics_file, lambda p: _write_csv(p, columns, rows))
+        with self.metrics_file.open("a", newline="") as f:
+            csv.DictWriter(f, columns).writerow({k: f"{v:.6g}" for k, v in row.items()})
+
+    def metrics(self) -> list[dict[str, str]]:
+        """Read metrics.csv; a value that a row has not is ''."""
+        if not self.metrics_file.exists():
+            return []
+        with self.metrics_file.open(newline="") as f:
+            return list(csv.DictReader(f))
+
+    def forget_metrics_after(self, step: int) -> None:
+        """Drop the rows after this step: a resumed run writes them again."""
+        if self.metrics_file.exists():
+            rows = [r for r in self.metrics() if int(float(r["step"])) <= step]
+            columns = _header(self.metrics_file)
+            replace_file(self.metrics_file, lambda p: _write_csv(p, columns, rows))
+
+
+def _header(path: Path) -> list[str]:
+    with path.open(newline="") as f:
+        return next(csv.reader(f))
+
+
+def _write_csv(path: Path, columns: list[str], rows: list[dict[str, str]]) -> None:
+    with path.open("w", newline="") as f:
+        writer = csv.DictWriter(f, columns)
+        writer.writeheader()
+        writer.writerows(rows)

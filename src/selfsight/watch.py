@@ -1,0 +1,196 @@
+"""What watches a training: the journal of metrics and health, the keeper of checkpoints, the progress bar."""
+
+import signal
+import time
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import lightning as L
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from selfsight.backbones import Backbone
+from selfsight.data import ImageSet, Loader
+from selfsight.evaluate import health
+from selfsight.evaluate.features import extract
+from selfsight.evaluate.knn import knn_predict
+from selfsight.progress import bar, say
+from selfsight.run import RunFolder
+
+CHECKS = 10
+"""Health is measured this many times over a training."""
+
+
+class Training(Protocol):
+    """What a watcher sees of a training."""
+
+    images: ImageSet
+    run: RunFolder
+    loader: Loader
+    steps: int
+    seconds: float
+    progress: float
+    rate: float
+    scalars: dict[str, float]
+
+    @property
+    def trainer(self) -> L.Trainer:
+        """Lightning's trainer."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+
+    @property
+    def global_batch(self) -> int:
+        """Images a step over all processes."""
+
+    def kept(self) -> Backbone:
+        """Return the backbone that the run keeps."""
+
+
+class Journal:
+    """Writes the mean of the scalars every 20 steps, and at each tenth of the training the health of the embeddings.
+
+    Its attributes are its state, and plain data: they are in the checkpoint.
+    """
+
+    def __init__(self) -> None:
+        self.checks = 0
+        self.count = 0
+        self.sums: dict[str, float] = {}
+
+    def start(self, training: Training) -> None:
+        """Drop what a killed run wrote after its last checkpoint."""
+        if training.trainer.is_global_zero:
+            training.run.forget_metrics_after(training.steps)
+
+    def after_step(self, training: Training) -> None:
+        """Add this step's scalars; write a row if it is time."""
+        self.count += 1
+        for k, v in training.scalars.items():
+            self.sums[k] = self.sums.get(k, 0.0) + v
+        check = int(training.progress * CHECKS) > self.checks
+        if check or training.steps % 20 == 0:
+            self._write(training, check)
+
+    def _write(self, training: Training, check: bool) -> None:
+        names = sorted(self.sums)
+        means = torch.tensor([self.sums[k] / self.count for k in names], device=training.device)
+        if training.trainer.world_size > 1:  # each process has the scalars of its own images
+            dist.all_reduce(means)
+            means /= training.trainer.world_size
+        row = {
+            "step": float(training.steps),
+            "epoch": training.steps / training.loader.steps_per_epoch,
+            "seconds": training.seconds,
+            "images_per_second": training.steps * training.global_batch / max(training.seconds, 1e-9),
+            "lr": training.rate,
+            **dict(zip(names, means.tolist(), strict=True)),
+        }
+        self.count, self.sums = 0, {}
+        self.checks = int(training.progress * CHECKS)
+        if training.trainer.is_global_zero:
+            if check:
+                row |= _health(training)
+            training.run.append_metrics(row)
+            for logger in training.trainer.loggers:
+                logger.log_metrics(row, training.steps)
+
+
+def _health(training: Training) -> dict[str, float]:
+    """Measure the embeddings of 512 images, and with labels at hand a kNN between two halves of 1,000."""
+    rows, images, backbone = training.images.rows("train"), training.images, training.kept()
+    view = health.light_view(backbone.spec.image_size)
+    measured = health.measure(backbone, view, images, rows, training.device, n=512)
+    figures = {k: v for k, v in asdict(measured).items() if isinstance(v, float)}
+    if images.labels is not None:
+        known: NDArray[np.int64] = rows[images.labels[rows] >= 0]
+        chosen = np.random.default_rng(0).permutation(known)[:1000]
+        half = len(chosen) // 2
+        if half >= 10:
+            x, y = extract(backbone, images, chosen, device=training.device), images.labels[chosen]
+            answer = knn_predict(x[:half], y[:half], x[half:], len(images.classes))
+            figures["knn"] = float((answer == y[half:]).mean())
+    return figures
+
+
+class Keeper:
+    """Writes a checkpoint every few minutes and at Ctrl-C."""
+
+    def __init__(self, minutes: float) -> None:
+        self.minutes = minutes
+        self.asked_to_stop = False
+        self.stopped = False
+        self.before: Any = None
+
+    def start(self, training: Training) -> None:
+        """Listen for Ctrl-C."""
+        self.saved = time.monotonic()
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            say("stopping after this step and writing a checkpoint; press Ctrl-C again to leave at once")
+            self.asked_to_stop = True
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+        with suppress(ValueError):  # not in the main thread, as in a server's worker: Ctrl-C goes elsewhere
+            self.before = signal.signal(signal.SIGINT, stop)
+
+    def save_if_due(self, training: Training) -> bool:
+        """Write a checkpoint if it is time or the user asked to stop; return whether the training must stop."""
+        trainer = training.trainer
+        due = time.monotonic() - self.saved > 60 * self.minutes
+        flags = torch.tensor([due, self.asked_to_stop], dtype=torch.int32, device=training.device)
+        if trainer.world_size > 1:
+            dist.all_reduce(flags, dist.ReduceOp.MAX)  # all processes save and stop together
+        due, self.stopped = bool(flags[0]), bool(flags[1])
+        if due or self.stopped:
+            path = training.run.checkpoint_file
+            temporary = Path(f"{path}.part")
+            trainer.save_checkpoint(temporary)
+            if trainer.is_global_zero:
+                temporary.replace(path)
+            self.saved = time.monotonic()
+        return self.stopped
+
+    def end(self) -> None:
+        """Give Ctrl-C back."""
+        if self.before is not None:
+            signal.signal(signal.SIGINT, self.before)
+
+
+class Bar:
+    """The progress bar: percent, images a second, loss, time left; a line a tenth where stderr is no terminal."""
+
+    def __init__(self) -> None:
+        self.bar = bar()
+
+    def start(self, training: Training) -> None:
+        """Show the bar."""
+        self.task = self.bar.add_task("pretrain", total=100, unit="%", note="")
+        self.tenth = int(training.progress * 10)
+        if training.trainer.is_global_zero:
+            self.bar.start()
+
+    def after_step(self, training: Training) -> None:
+        """Move the bar."""
+        t = training
+        tenth = int(t.progress * 10)
+        if not t.trainer.is_global_zero or (t.steps % 5 and tenth == self.tenth):
+            return
+        speed = t.steps * t.global_batch / max(t.seconds, 1e-9)
+        left = t.seconds / max(t.progress, 1e-9) * (1 - t.progress)
+        note = f"loss {t.scalars['loss']:.3f} · {speed:,.0f} images/s · {left / 60:.1f} min left"
+        self.bar.update(self.task, completed=100 * t.progress, note=note)
+        if self.bar.disable and tenth > self.tenth:
+            say(f"{t.progress:4.0%} · step {t.steps:,} · {note}")
+        self.tenth = tenth
+
+    def end(self) -> None:
+        """Leave the bar as it stands."""
+        self.bar.stop()

@@ -1,0 +1,119 @@
+"""Images are decoded once: the second time they are mapped, until a file changes."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from selfsight.data import ImageSet, Skipped, open_images, write_skipped
+from selfsight.data.decode import Picture, Recipe, Square, decode
+from selfsight.errors import SelfsightError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for number in range(70):
+        Image.fromarray(random.integers(0, 256, (24, 32, 3), dtype=np.uint8)).save(folder / f"{number:02}.png")
+    (folder / "05.png").write_text("broken")
+    return folder
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Everything that the cache hands to the decoder."""
+    seen: list[object] = []
+
+    def watched(picture: Picture, recipe: Recipe) -> Square:
+        seen.append(picture)
+        return decode(picture, recipe)
+
+    monkeypatch.setattr("selfsight.data.cache.decode", watched)
+    return seen
+
+
+def open_cached(folder: Path, cache_dir: Path, image_size: int = 8) -> ImageSet:
+    return open_images(folder, image_size=image_size, cache_dir=cache_dir)
+
+
+def test_the_second_time_nothing_is_decoded(folder: Path, tmp_path: Path, decoded: list[object]) -> None:
+    first = open_cached(folder, tmp_path / "cache")
+    assert len(decoded) == 70
+    second = open_cached(folder, tmp_path / "cache")
+    assert len(decoded) == 70
+    assert isinstance(second.images, np.memmap)
+    assert second.images.shape == (69, 3, 12, 12)
+    np.testing.assert_array_equal(first.images[np.arange(69)], second.images[np.arange(69)])
+    assert second.names == first.names
+    assert "05.png" not in second.names
+    assert second.skipped == first.skipped
+    assert second.aspect.tolist() == first.aspect.tolist() == pytest.approx([32 / 24] * 69)
+
+
+def test_a_changed_file_or_another_size_makes_a_new_cache(folder: Path, tmp_path: Path, decoded: list[object]) -> None:
+    open_cached(folder, tmp_path / "cache")
+    Image.new("RGB", (32, 24)).save(folder / "05.png")
+    assert len(open_cached(folder, tmp_path / "cache")) == 70
+    open_cached(folder, tmp_path / "cache", image_size=12)
+    os.utime(folder / "07.png", ns=(1, 1))
+    open_cached(folder, tmp_path / "cache")
+    assert len(decoded) == 4 * 70
+
+
+def test_the_environment_names_the_folder(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SELFSIGHT_CACHE", str(tmp_path / "elsewhere"))
+    open_images(folder, image_size=8)
+    assert len(list((tmp_path / "elsewhere").glob("*/images.npy"))) == 1
+
+
+def test_too_small_a_disk_is_told_before_anything_is_decoded(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoded: list[object]
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(SelfsightError, match=r"cache: the image cache needs .* GB .* --cache-dir, or --no-cache"):
+        open_cached(folder, tmp_path / "cache")
+    assert not decoded
+
+
+def test_a_cache_folder_that_cannot_be_is_told(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SelfsightError, match=r"file: cannot hold the image cache: .*--no-cache"):
+        open_cached(folder, tmp_path / "file")
+
+
+def test_two_processes_build_one_cache(folder: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from selfsight.data import open_images;"
+        "open_images(sys.argv[1], image_size=8, cache_dir=Path(sys.argv[2]))"
+    )
+    command = [sys.executable, "-c", code, str(folder), str(tmp_path / "cache")]
+    processes = [subprocess.Popen(command, stderr=subprocess.DEVNULL) for _ in range(2)]
+    assert [process.wait(timeout=60) for process in processes] == [0, 0]
+    assert [path.parent.name for path in (tmp_path / "cache").glob("*/images.npy")] != []
+    built = open_cached(folder, tmp_path / "cache")
+    alone = open_cached(folder, tmp_path / "alone")
+    np.testing.assert_array_equal(built.images[np.arange(69)], alone.images[np.arange(69)])
+
+
+def test_a_large_photo_is_shrunk_without_aliasing(tmp_path: Path) -> None:
+    stripes = np.tile(np.array([0, 255], np.uint8), (256, 128))  # one pixel black, one white: grey from afar
+    for suffix in ("png", "jpg"):
+        Image.fromarray(stripes).save(tmp_path / f"stripes.{suffix}", quality=100)
+    images = open_cached(tmp_path, tmp_path / "cache")
+    assert np.abs(images.images[np.arange(2)].astype(int) - 128).max() <= 3
+
+
+def test_skipped_files_are_written_as_a_table(tmp_path: Path) -> None:
+    skipped = [Skipped("a, b.jpg", "empty file"), Skipped("ü.png", "truncated")]
+    write_skipped(tmp_path / "skipped.csv", skipped)
+    with (tmp_path / "skipped.csv").open(newline="", encoding="utf-8") as file:
+        assert list(csv.reader(file)) == [["file", "reason"], ["a, b.jpg", "empty file"], ["ü.png", "truncated"]]
+    assert [path.name for path in tmp_path.iterdir()] == ["skipped.csv"]

@@ -1,0 +1,163 @@
+"""What a folder says: which images it holds, their classes and split, and which bands they have."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from selfsight.data import open_images, write_skipped
+from selfsight.errors import SelfsightError
+
+
+def save(file: Path, colour: str | int = "red", mode: str = "RGB", size: tuple[int, int] = (12, 12)) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, colour).save(file)
+
+
+def test_first_level_subfolders_are_the_classes(tmp_path: Path) -> None:
+    for name in ("dog/1.png", "cat/deep/2.png", "giraffe/3.png"):
+        save(tmp_path / name)
+    images = open_images(tmp_path, image_size=8, cache=False)
+    assert list(images.names) == ["cat/deep/2.png", "dog/1.png", "giraffe/3.png"]
+    assert list(images.classes) == ["cat", "dog", "giraffe"]
+    assert images.require_labels().tolist() == [0, 1, 2]
+    assert images.split is None
+    assert images.files is not None
+    assert images.files[1] == str(tmp_path / "dog" / "1.png")
+
+
+def test_names_that_are_not_utf8_can_be_read_and_written(tmp_path: Path) -> None:
+    for name in (b"caf\xe9/1.png", b"tea/2\xff.png", b"tea/3\xfe.png"):
+        save(tmp_path / os.fsdecode(name))
+    (tmp_path / os.fsdecode(b"tea/3\xfe.png")).write_text("broken")
+    images = open_images(tmp_path, image_size=8, cache_dir=tmp_path / "cache")
+    assert list(images.names) == ["caf\ufffd/1.png", "tea/2\ufffd.png"]
+    assert list(images.classes) == ["caf\ufffd", "tea"]
+    write_skipped(tmp_path / "skipped.csv", images.skipped)
+    assert "tea/3\ufffd.png" in (tmp_path / "skipped.csv").read_text(encoding="utf-8")
+
+
+def test_numbered_classes_sort_as_numbers(tmp_path: Path) -> None:
+    for number in (10, 9, 1):
+        save(tmp_path / str(number) / "a.png")
+    assert list(open_images(tmp_path, image_size=8, cache=False).classes) == ["1", "9", "10"]
+
+
+@pytest.mark.parametrize("names", [("a.png", "cat/b.png", "dog/c.png"), ("only/a.png", "only/deep/b.png")])
+def test_no_labels_if_an_image_lies_beside_the_subfolders_or_there_is_one(
+    tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    for name in names:
+        save(tmp_path / name)
+    images = open_images(tmp_path, image_size=8, cache=False)
+    assert images.labels is None
+    with pytest.raises(SelfsightError, match="no labels"):
+        images.require_labels()
+
+
+@pytest.mark.parametrize("second", ["test", "val", "Validation"])
+def test_train_and_test_folders_give_the_split(tmp_path: Path, second: str) -> None:
+    for part in ("train", second):
+        for kind in ("cat", "dog"):
+            save(tmp_path / part / kind / "1.png")
+    images = open_images(tmp_path, image_size=8, cache=False)
+    assert list(images.classes) == ["cat", "dog"]
+    assert len(images.rows("train")) == len(images.rows("test")) == 2
+    assert images.require_labels()[images.rows("test")].tolist() == [0, 1]
+
+
+def test_a_validation_folder_beside_a_test_folder_joins_the_training(tmp_path: Path) -> None:
+    for part in ("train", "val", "test"):
+        save(tmp_path / part / "1.png")
+    images = open_images(tmp_path, image_size=8, cache=False)
+    assert images.split is not None
+    assert dict(zip(images.names, images.split.tolist(), strict=True)) == {
+        "test/1.png": "test", "train/1.png": "train", "val/1.png": "train",
+    }  # fmt: skip
+    assert images.labels is None
+
+
+def test_links_are_followed_and_each_folder_is_read_once(tmp_path: Path) -> None:
+    save(tmp_path / "elsewhere" / "a.png")
+    save(tmp_path / "data" / "real" / "b.png")
+    (tmp_path / "data" / "afar").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data" / "again").symlink_to(tmp_path / "data" / "real")
+    (tmp_path / "data" / "real" / "up").symlink_to(tmp_path / "data")
+    (tmp_path / "data" / "real" / "c.png").symlink_to(tmp_path / "elsewhere" / "a.png")
+    images = open_images(tmp_path / "data", image_size=8, cache=False)
+    assert list(images.names) == ["afar/a.png", "real/b.png", "real/c.png"]
+
+
+@pytest.mark.parametrize(
+    ("modes", "channels"), [(["L", "1", "LA"], 1), (["L", "RGB"], 3), (["CMYK"], 3), (["RGBA"], 3)]
+)
+def test_channels_are_one_if_all_are_grey_else_three(tmp_path: Path, modes: list[str], channels: int) -> None:
+    for number, mode in enumerate(modes):
+        suffix = "tiff" if mode == "CMYK" else "png"
+        Image.new(mode, (12, 12)).save(tmp_path / f"{number}.{suffix}")
+    assert open_images(tmp_path, image_size=8, cache=False).channels == channels
+
+
+def test_a_grey_palette_is_grey_and_channels_may_be_asked_for(tmp_path: Path) -> None:
+    Image.new("L", (12, 12), 77).convert("P").save(tmp_path / "grey.gif")
+    assert open_images(tmp_path, image_size=8, cache=False).channels == 1
+    images = open_images(tmp_path, image_size=8, channels=3, cache=False)
+    assert images.images[np.array([0])][0, :, 0, 0].tolist() == [77, 77, 77]
+
+
+def test_16_bit_grey_is_stretched_over_the_range_of_the_whole_set(tmp_path: Path) -> None:
+    ramp = np.tile(np.arange(32, dtype=np.uint16) * 30, (32, 1))  # 10 bits in 16, as cameras and scanners write
+    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    Image.fromarray(np.full((32, 32), 465, np.uint16)).save(tmp_path / "middle.tiff")
+    images = open_images(tmp_path, image_size=16, side=32, cache=False)
+    middle, wide = images.images[np.array([0, 1])][:, 0]
+    assert wide.min() == 0
+    assert wide.max() == 255
+    assert abs(int(middle[5, 5]) - 128) <= 1
+
+
+def test_npy_tiles_keep_their_bands_and_each_is_stretched_by_itself(tmp_path: Path) -> None:
+    ramp = np.tile(np.arange(16, dtype=np.uint16), (16, 1))
+    for number in range(3):
+        np.save(tmp_path / f"{number}.npy", np.stack([ramp * (band + 1) * 100 for band in range(5)], axis=-1))
+    images = open_images(tmp_path, image_size=8, side=16, cache=False)
+    assert images.channels == 5
+    tile = images.images[np.array([0])][0]
+    assert tile.max(axis=(1, 2)).tolist() == [255] * 5
+    with pytest.raises(SelfsightError, match="5 bands, not 3"):
+        open_images(tmp_path, image_size=8, channels=3, cache=False)
+    save(tmp_path / "photo.png")
+    with pytest.raises(SelfsightError, match="3 and of 5 bands"):
+        open_images(tmp_path, image_size=8, cache=False)
+
+
+def test_four_bands_of_a_tiff_are_kept_on_request(tmp_path: Path) -> None:
+    pixels = np.zeros((12, 12, 4), np.uint8) + np.array([10, 20, 30, 0], np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "tile.tif")
+    images = open_images(tmp_path, image_size=8, channels=4, cache=False)
+    assert images.images[np.array([0])][0, :, 3, 3].tolist() == [10, 20, 30, 0]
+
+
+@pytest.mark.parametrize("side", [None, 20, 500])
+def test_the_side_is_one_and_a_half_times_the_view_but_not_above_the_images_own(
+    tmp_path: Path, side: int | None
+) -> None:
+    save(tmp_path / "a.png", size=(30, 10))
+    images = open_images(tmp_path, image_size=64, side=side, cache=False)
+    assert images.side == (side if side == 20 else 30)
+    assert images.aspect.tolist() == [3.0]
+    assert open_images(tmp_path, image_size=8, cache=False).side == 12
+
+
+def test_errors_name_the_path_and_what_is_there(tmp_path: Path) -> None:
+    with pytest.raises(SelfsightError, match=r"nowhere: no such file"):
+        open_images(tmp_path / "nowhere", image_size=8)
+    with pytest.raises(SelfsightError, match="it is empty"):
+        open_images(tmp_path, image_size=8)
+    (tmp_path / "a.txt").write_text("a")
+    with pytest.raises(SelfsightError, match=r"no images in this folder, only \.txt"):
+        open_images(str(tmp_path), image_size=8)
+    with pytest.raises(SelfsightError, match=r"a\.txt: not a data set"):
+        open_images(tmp_path / "a.txt", image_size=8)

@@ -1,0 +1,50 @@
+"""Splits hold every class; few labels are stratified, seeded and nested."""
+
+import numpy as np
+import pytest
+
+from selfsight.data import few_labels, stratified_split
+from selfsight.errors import SelfsightError
+
+LABELS = np.repeat([0, 1, 2, -1], [100, 50, 2, 10])
+
+
+def test_a_split_holds_a_share_of_every_class_and_trains_on_the_unlabeled() -> None:
+    split = stratified_split(LABELS, 0.2, seed=1)
+    assert [int((split[label == LABELS] == "test").sum()) for label in (0, 1, 2, -1)] == [20, 10, 1, 0]
+    assert (split == stratified_split(LABELS, 0.2, seed=1)).all()
+    assert (split != stratified_split(LABELS, 0.2, seed=2)).any()
+
+
+def test_a_class_with_one_image_cannot_be_split_and_is_named() -> None:
+    with pytest.raises(SelfsightError, match="class 'okapi' has a single image"):
+        stratified_split(np.array([0, 0, 1]), classes=["cat", "okapi"])
+    with pytest.raises(SelfsightError, match="no image has a label"):
+        stratified_split(np.array([-1, -1]))
+
+
+def test_a_fraction_is_taken_of_every_class_and_at_least_one() -> None:
+    rows = np.arange(0, len(LABELS), 2)
+    chosen = few_labels(LABELS, rows, 0.1, seed=0)
+    assert np.isin(chosen, rows).all()
+    assert np.bincount(LABELS[chosen]).tolist() == [5, 2, 1]
+    assert few_labels(LABELS, rows, 1.0, seed=0).tolist() == rows[LABELS[rows] >= 0].tolist()
+
+
+def test_a_count_is_taken_per_class_and_larger_amounts_contain_smaller_ones() -> None:
+    everything = np.arange(len(LABELS))
+    one, two = (few_labels(LABELS, everything, count, seed=3) for count in (1, 2))
+    assert np.bincount(LABELS[two]).tolist() == [2, 2, 2]
+    assert set(one) < set(two)
+    assert one.tolist() != few_labels(LABELS, everything, 1, seed=4).tolist()
+
+
+def test_too_high_a_count_names_the_class_and_how_many_it_has() -> None:
+    with pytest.raises(SelfsightError, match="class 'rare' has 2 labeled images, fewer than the 3"):
+        few_labels(LABELS, np.arange(len(LABELS)), 3, seed=0, classes=["a", "b", "rare"])
+
+
+@pytest.mark.parametrize("amount", [0, -1, 1.5, 0.0])
+def test_amounts_that_mean_nothing_are_refused(amount: float) -> None:
+    with pytest.raises(SelfsightError, match="neither a fraction"):
+        few_labels(LABELS, np.arange(len(LABELS)), amount, seed=0)

@@ -1,0 +1,145 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from selfsight.data.images import ImageSet
+from selfsight.errors import SelfsightError
+from selfsight.evaluate import curve
+from selfsight.evaluate.curve import EvaluateConfig, evaluate
+from selfsight.evaluate.finetune import FinetuneConfig
+from selfsight.evaluate.results import Row, read_rows
+from tests.evaluate.digits import CPU, backbone, digits
+
+QUICK = EvaluateConfig(labels=(0.1, 1.0), per_class=(5,), seeds=2, protocols=("knn", "linear"))
+
+
+def run(images: ImageSet, config: EvaluateConfig, out: Path, seed: int = 0) -> list[Row]:
+    return evaluate(backbone(seed), images, config, method="simclr", run="a", data="digits", out=out, device=CPU)
+
+
+def kinds(rows: list[Row]) -> set[tuple[str, str, str, int]]:
+    return {(r.method, r.protocol, repr(r.labels), r.seed) for r in rows}
+
+
+def test_every_method_stands_beside_its_baselines(tmp_path: Path) -> None:
+    rows = run(digits(450), QUICK, tmp_path)
+    expected = {
+        (method, protocol, labels, seed)
+        for method in ("simclr", "pixels", "random")
+        for protocol in ("knn", "linear")
+        for labels, seeds in (("0.1", 2), ("5", 2), ("1.0", 1))
+        for seed in range(seeds)
+    }
+    assert kinds(rows) == expected
+    assert len(rows) == len(expected)
+    assert all(r.task == "classification" and r.metric == "accuracy" and 0 <= r.value <= 1 for r in rows)
+    value = {(r.method, r.protocol, repr(r.labels), r.seed): r.value for r in rows}
+    assert value["pixels", "linear", "1.0", 0] > 0.85
+    assert value["pixels", "linear", "0.1", 0] < value["pixels", "linear", "1.0", 0]
+    assert read_rows(tmp_path / "results.jsonl") == rows
+    line = json.loads((tmp_path / "results.jsonl").read_text().splitlines()[0])
+    assert set(line) == {
+        "run", "method", "data", "task", "protocol", "labels", "seed", "metric", "value", "seconds"
+    }  # fmt: skip
+    # The network here is the untrained one of the same seed: equal features, equal results.
+    assert all(value["simclr", *k[1:]] == v for k, v in value.items() if k[0] == "random")
+
+
+def test_finetuning_is_compared_with_training_from_scratch(tmp_path: Path) -> None:
+    config = EvaluateConfig(
+        labels=(),
+        per_class=(2,),
+        seeds=1,
+        protocols=("finetune",),
+        finetune=FinetuneConfig(batch_size=32, min_steps=3, max_steps=3),
+    )
+    rows = run(digits(90), config, tmp_path)
+    assert kinds(rows) == {("simclr", "finetune", "2", 0), ("scratch", "finetune", "2", 0)}
+    assert kinds(run(digits(90), replace(config, baselines=False), tmp_path)) == {("simclr", "finetune", "2", 0)}
+
+
+def test_a_second_call_computes_only_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = replace(QUICK, labels=(0.1,), per_class=(), protocols=("knn",))
+    first = run(digits(), short, tmp_path)
+    size = (tmp_path / "results.jsonl").stat().st_size
+
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("computed again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(curve, "extract", fail)
+        patch.setattr(curve, "knn_predict", fail)
+        assert run(digits(), short, tmp_path) == first
+    assert (tmp_path / "results.jsonl").stat().st_size == size
+    with monkeypatch.context() as patch:
+        patch.setattr(curve, "extract", fail)  # the features are there
+        more = run(digits(), replace(short, seeds=3), tmp_path)
+    assert more[: len(first)] == first
+    assert len(more) == 9
+
+
+@pytest.mark.parametrize("change", ["weights", "split", "labels"])
+def test_results_of_other_weights_or_data_are_not_reused(tmp_path: Path, change: str) -> None:
+    config = EvaluateConfig(labels=(0.5,), seeds=1, protocols=("linear",), baselines=False)
+    images = digits()
+    [old] = run(images, config, tmp_path)
+    if change == "labels":
+        images = replace(images, labels=np.random.default_rng(0).permutation(images.require_labels()))
+    elif change == "split":
+        images = replace(images, split=np.where(np.arange(len(images)) < 300, "train", "test"))
+    [new] = run(images, config, tmp_path, seed=1 if change == "weights" else 0)
+    assert new.value != old.value
+    assert read_rows(tmp_path / "results.jsonl") == [new]
+
+
+def test_the_features_are_saved_with_their_names(tmp_path: Path) -> None:
+    images = digits(90)
+    run(images, EvaluateConfig(labels=(1.0,), seeds=1, protocols=("knn",)), tmp_path)
+    with np.load(tmp_path / "features.npz") as file:
+        assert file["features"].shape == (90, backbone().dim)
+        assert [images.names[row] for row in file["rows"]] == file["names"].tolist()
+    assert not list(tmp_path.glob(".*"))  # no temporary file is left
+
+
+def test_data_without_a_split_gets_a_stratified_one(tmp_path: Path) -> None:
+    task = curve.Task(backbone(), digits(300, split=False), EvaluateConfig(test_share=0.3), "simclr", tmp_path, CPU)
+    labels = digits(300).require_labels()
+    assert not set(task.train) & set(task.test)
+    assert len(task.train) + len(task.test) == 300
+    for c in range(10):
+        assert abs((labels[task.test] == c).mean() - (labels == c).mean()) < 0.02
+
+
+def test_unlabeled_images_are_left_out(tmp_path: Path) -> None:
+    images = digits(120)
+    labels = images.require_labels().copy()
+    labels[::5] = -1
+    rows = run(
+        replace(images, labels=labels), EvaluateConfig(labels=(1.0,), seeds=1, protocols=("knn", "linear")), tmp_path
+    )
+    assert len(rows) == 6
+    with np.load(tmp_path / "features.npz") as file:
+        assert (labels[file["rows"]] >= 0).all()
+
+
+def test_errors_say_what_to_mend(tmp_path: Path) -> None:
+    images = digits(100)
+    labels = images.require_labels().copy()
+    with pytest.raises(SelfsightError, match="no labels; put images in one subfolder"):
+        run(replace(images, labels=None), QUICK, tmp_path)
+    with pytest.raises(SelfsightError, match=r"--per-class 50: class '.' has . labeled images, fewer than the 50"):
+        run(images, replace(QUICK, per_class=(50,)), tmp_path)
+    with pytest.raises(SelfsightError, match=r"--labels 1.5: .*fraction"):
+        run(images, replace(QUICK, labels=(1.5,)), tmp_path)
+    lonely = np.where(labels == 7, 3, labels)
+    lonely[0] = 7
+    with pytest.raises(SelfsightError, match="class '7' has a single image"):
+        run(replace(images, labels=lonely, split=None), QUICK, tmp_path)
+    with pytest.raises(SelfsightError, match="class '7' has no image in the train part"):
+        run(replace(images, labels=lonely), QUICK, tmp_path)  # row 0 is a test row
+    with pytest.raises(SelfsightError, match="no labeled image in the test part"):
+        run(images.with_split(np.full(100, "train")), QUICK, tmp_path)
+    assert not list(tmp_path.iterdir())

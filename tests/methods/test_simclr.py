@@ -1,0 +1,56 @@
+"""NT-Xent equals a plain loop and lightly's; views of one image are its positives."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lightly.loss import NTXentLoss
+from torch import Tensor
+
+from selfsight.methods.simclr import nt_xent
+
+
+def plain_nt_xent(z: Tensor, temperature: float) -> Tensor:
+    """Equation 1 of the paper, one pair at a time."""
+    n = len(z) // 2
+    losses = []
+    for i in range(2 * n):
+        j = (i + n) % (2 * n)
+        s = [torch.dot(z[i], z[k]) / temperature for k in range(2 * n)]
+        denominator = sum((torch.exp(s[k]) for k in range(2 * n) if k != i), torch.zeros((), dtype=z.dtype))
+        losses.append(-torch.log(torch.exp(s[j]) / denominator))
+    return torch.stack(losses).mean()
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5])
+def test_loss_and_gradient_equal_a_plain_loop_and_lightlys(temperature: float) -> None:
+    torch.manual_seed(0)
+    raw = torch.randn(12, 5, dtype=torch.float64)
+    results = []
+    for loss in (
+        lambda z: nt_xent(z, temperature)[0],
+        lambda z: plain_nt_xent(z, temperature),
+        lambda z: NTXentLoss(temperature=temperature)(z[:6], z[6:]),
+    ):
+        x = raw.clone().requires_grad_()
+        value = loss(F.normalize(x, dim=1))
+        value.backward()
+        assert x.grad is not None
+        results.append((value.detach(), x.grad))
+    for value, grad in results[1:]:
+        assert torch.allclose(value, results[0][0], atol=1e-5)
+        assert torch.allclose(grad, results[0][1], atol=1e-5)
+
+
+def test_accuracy_counts_views_that_find_their_partner() -> None:
+    z = F.normalize(torch.tensor([[1.0, 0, 0], [0, 1, 0], [1, 0.1, 0], [0, 0, 1]]), dim=1)
+    # 0 and 2 are views of one image and nearest; 1's partner is 3, but 2 is nearer to 1.
+    accuracy = nt_xent(z, 0.5)[1]
+    assert float(accuracy) <= 0.75
+    assert float(accuracy) >= 0.5
+
+
+def test_equal_embeddings_have_the_loss_of_chance() -> None:
+    z = F.normalize(torch.ones(10, 4), dim=1)
+    assert math.isclose(float(nt_xent(z, 0.2)[0]), math.log(9), rel_tol=1e-5)

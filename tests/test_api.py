@@ -1,0 +1,51 @@
+"""The Python API, as the README shows it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+import selfsight
+from selfsight import methods
+
+Digits = tuple[NDArray[np.uint8], NDArray[np.int64]]
+
+
+def test_pretrain_embed_evaluate_load(digits_file: Path, tmp_path: Path) -> None:
+    config = selfsight.Pretrain(backbone="test_resnet", batch_size=64)
+    run = selfsight.pretrain(digits_file, method="rotation", out=tmp_path / "run", epochs=1, config=config)
+    assert run.method == "rotation"
+    again = selfsight.load(tmp_path / "run")
+    embedding = again.embed(digits_file)
+    assert embedding.features.shape == (1797, 96)
+    assert embedding.labels[:3] == ["0", "1", "2"]
+    with torch.no_grad():
+        direct = again.backbone()(torch.rand(1, 1, 16, 16))
+    assert direct.shape == (1, 96)
+    rows = again.evaluate(digits_file, selfsight.EvaluateConfig(per_class=(5,), seeds=2, protocols=("linear",)))
+    assert {row.method for row in rows} == {"rotation", "random", "pixels"}
+    assert all(0.1 < row.value <= 1 for row in rows)
+
+
+def test_arrays_and_settings(digits: Digits, tmp_path: Path) -> None:
+    config = selfsight.Pretrain(backbone="test_resnet", batch_size=32, out=tmp_path / "run", epochs=1)
+    settings = methods.get("simclr").Config()
+    run = selfsight.pretrain(digits[0][:64], config=config, settings=settings)
+    assert run.path == tmp_path / "run"
+    assert len(run.embed(digits[0][:10]).names) == 10
+
+
+def test_names_are_what_they_say() -> None:
+    assert callable(selfsight.pretrain)
+    assert callable(selfsight.load)
+    for name in selfsight.__all__:
+        assert getattr(selfsight, name) is not None
+    with pytest.raises(AttributeError, match="nosuch"):
+        selfsight.nosuch  # noqa: B018
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(selfsight.SelfsightError, match="not a run"):
+        selfsight.load(tmp_path)

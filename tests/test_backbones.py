@@ -1,0 +1,90 @@
+"""Any timm model at any size, with pooled features and maps; clear errors for what doesn't fit."""
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from selfsight import backbones
+from selfsight.errors import SelfsightError
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("resnet18", 28),
+        ("resnet10t", 64),
+        ("resnet10t", 96),
+        ("vit_tiny_patch16_224", 28),
+        ("vit_tiny_patch16_224", 64),
+        ("convnext_atto", 64),
+        ("test_resnet", 32),
+        ("resnetv2_50", 32),
+    ],
+)
+def test_features_and_maps_have_the_models_width(name: str, size: int) -> None:
+    backbone = backbones.create(backbones.plan(name, size, 3, MEAN, STD)).eval()
+    x = torch.rand(2, 3, size, size)
+    with torch.no_grad():
+        assert backbone(x).shape == (2, backbone.dim)
+        maps = backbone.maps(x)
+    assert maps.shape[:2] == (2, backbone.dim)
+    assert maps.shape[2] == maps.shape[3]
+
+
+def test_normalizes_its_input() -> None:
+    backbone = backbones.create(backbones.plan("test_resnet", 32, 3, MEAN, STD)).eval()
+    x = torch.rand(2, 3, 32, 32)
+    shape = (1, 3, 1, 1)
+    normalized = (x - torch.tensor(MEAN).view(shape)) / torch.tensor(STD).view(shape)
+    assert torch.allclose(backbone(x), backbone.model(normalized), atol=1e-6)
+
+
+def test_small_images_get_a_small_stem_and_large_ones_timms_own() -> None:
+    small = backbones.create(backbones.plan("resnet18", 64, 3, MEAN, STD)).model
+    large = backbones.create(backbones.plan("resnet18", 65, 3, MEAN, STD)).model
+    assert small.conv1.kernel_size == (3, 3)
+    assert isinstance(small.maxpool, torch.nn.Identity)
+    assert large.conv1.kernel_size == (7, 7)
+    assert isinstance(large.maxpool, torch.nn.MaxPool2d)
+
+
+@pytest.mark.parametrize(("size", "patch"), [(28, 4), (32, 4), (64, 8), (96, 16), (224, 16)])
+def test_vits_get_patches_that_see_enough(size: int, patch: int) -> None:
+    assert backbones.plan("vit_tiny_patch16_224", size, 3, MEAN, STD).patch_size == patch
+
+
+def test_takes_channels_of_the_data() -> None:
+    spec = backbones.plan("resnet10t", 32, 13, (0.5,) * 13, (0.2,) * 13)
+    assert backbones.create(spec)(torch.rand(2, 13, 32, 32)).shape == (2, 512)
+
+
+def test_loads_weights_of_a_file(tmp_path: Path) -> None:
+    model = timm.create_model("test_resnet", num_classes=0)
+    save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    spec = backbones.plan("test_resnet", 32, 3, MEAN, STD, pretrained=True)
+    for name in ("weights.safetensors", "weights.pth"):
+        backbone = backbones.load_pretrained(spec, str(tmp_path / name))
+        assert torch.equal(backbone.state_dict()["model.conv1.0.weight"], model.state_dict()["conv1.0.weight"])
+
+
+def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    save_file(timm.create_model("test_resnet", num_classes=0).state_dict(), tmp_path / "weights.safetensors")
+    spec = backbones.plan("resnet10t", 32, 3, MEAN, STD, pretrained=True)
+    with pytest.raises(SelfsightError, match=r"weights.safetensors: doesn't fit resnet10t"):
+        backbones.load_pretrained(spec, str(tmp_path / "weights.safetensors"))
+
+
+def test_an_unknown_model_is_named_with_near_ones() -> None:
+    with pytest.raises(SelfsightError, match=r"--backbone resnet19: .*near it: .*resnet"):
+        backbones.plan("resnet19", 32, 3, MEAN, STD)
+
+
+def test_a_size_without_a_patch_is_named() -> None:
+    with pytest.raises(SelfsightError, match="--image-size 75"):
+        backbones.plan("vit_tiny_patch16_224", 75, 3, MEAN, STD)

@@ -1,0 +1,120 @@
+"""The command line: verbs work end to end, results as JSON on stdout, one-line errors, exit codes."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from selfsight import cli
+
+Digits = tuple[NDArray[np.uint8], NDArray[np.int64]]
+
+
+def selfsight(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    """Run a command in this process; return its exit code."""
+    monkeypatch.setattr(sys, "argv", ["selfsight", *map(str, arguments)])
+    try:
+        cli.main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, digits: Digits) -> Path:
+    """Two hundred digits as PNGs in a folder a class, and a broken file."""
+    root = tmp_path_factory.mktemp("photos")
+    for i, (image, label) in enumerate(zip(digits[0][:200], digits[1][:200], strict=True)):
+        (root / str(label)).mkdir(exist_ok=True)
+        Image.fromarray(image).save(root / str(label) / f"{i}.png")
+    (root / "3" / "broken.jpg").write_text("no image")
+    return root
+
+
+def test_the_main_path(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Folder → pretrain → embed → evaluate → export, each with its JSON."""
+    run = tmp_path / "run"
+    flags = ["--out", run, "--epochs", 2, "--batch-size", 32, "--backbone", "test_resnet", "--json"]
+    assert selfsight(monkeypatch, "pretrain", "simclr", folder, *flags, "--temperature", 0.3) == 0
+    assert json.loads(capsys.readouterr().out) == {"run": str(run), "report": str(run / "report.html")}
+    assert json.loads((run / "config.json").read_text())["method_config"]["temperature"] == 0.3
+    assert (run / "skipped.csv").read_text().splitlines()[1].startswith("3/broken.jpg,")
+    page = (run / "report.html").read_text()
+    assert "broken.jpg" in page
+    assert "must find each other" in page, "the views that the method saw"
+
+    out = tmp_path / "digits.csv"
+    assert selfsight(monkeypatch, "embed", run, folder, "--out", out, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"out": str(out), "images": 200, "dim": 96}
+    assert len(out.read_text().splitlines()) == 201
+
+    flags = ["--per-class", 2, 5, "--seeds", 2, "--protocols", "knn", "linear", "--json"]
+    assert selfsight(monkeypatch, "evaluate", run, folder, *flags) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert {(r["method"], r["protocol"], r["labels"], r["seed"]) for r in rows} == {
+        (m, p, n, s) for m in ("simclr", "random", "pixels") for p in ("knn", "linear") for n in (2, 5) for s in (0, 1)
+    }
+    assert len((run / "results.jsonl").read_text().splitlines()) == len(rows)
+    assert "How few labels" in (run / "report.html").read_text()
+
+    assert selfsight(monkeypatch, "export", run, "--format", "timm", "--json") == 0
+    assert Path(json.loads(capsys.readouterr().out)["out"]).exists()
+
+
+def test_methods_are_listed_with_their_papers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert selfsight(monkeypatch, "methods", "--json") == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["methods"]}
+    assert "Chen" in rows["simclr"]["paper"]
+    assert selfsight(monkeypatch, "methods") == 0
+    assert "rotation" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        ([], 2, "selfsight pretrain METHOD DATA"),
+        (["--help"], 0, "selfsight pretrain METHOD DATA"),
+        (["fly"], 2, "no verb 'fly'"),
+        (["pretrain"], 2, "METHOD is one of"),
+        (["pretrain", "simclr", "--help"], 0, "Divides the similarities"),
+        (["pretrain", "simclr", "x", "--no-such-flag"], 2, "no-such-flag"),
+        (["pretrain", "nosuch", "x"], 1, "nosuch: no such method"),
+        (["pretrain", "simclr", "/no/such/folder"], 1, "/no/such/folder"),
+        (["embed", "/no/such/run", "x"], 1, "/no/such/run: not a run"),
+        (["evaluate", "--help"], 0, "random label subsets"),
+    ],
+)
+def test_usage_and_errors(
+    arguments: list[str],
+    code: int,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert selfsight(monkeypatch, *arguments) == code
+    captured = capsys.readouterr()
+    assert words in " ".join((captured.out + captured.err).split())
+    if code == 1:
+        assert len(captured.err.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir()), "a failed command leaves nothing behind"
+
+
+def test_evaluating_images_without_labels_says_what_to_do(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    flags = ["--out", run, "--epochs", 1, "--batch-size", 16, "--backbone", "test_resnet"]
+    assert selfsight(monkeypatch, "pretrain", "rotation", folder / "3", *flags) == 0
+    capsys.readouterr()
+    assert selfsight(monkeypatch, "evaluate", run, folder / "3") == 1
+    assert "no labels; put images in one subfolder per class" in capsys.readouterr().err

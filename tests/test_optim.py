@@ -1,0 +1,46 @@
+"""The schedule's shape, weight decay where it belongs, and LARS's rates."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from selfsight.optim import Optim, build, rate
+
+
+def test_rate_warms_up_then_follows_a_cosine_and_grows_with_the_batch() -> None:
+    optim = Optim(lr=1.0, warmup=0.2, final=0.1)
+    assert rate(optim, 0.0, 256) == 0
+    assert rate(optim, 0.1, 256) == pytest.approx(0.5)
+    assert rate(optim, 0.2, 256) == pytest.approx(1.0)
+    assert rate(optim, 0.6, 256) == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi / 2)) / 2)
+    assert rate(optim, 1.0, 256) == pytest.approx(0.1)
+    assert rate(optim, 0.2, 512) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lars"])
+def test_biases_and_norms_do_not_decay(name: str) -> None:
+    module = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    optimizer = build(module, Optim(name, lr=0.1, weight_decay=0.5))  # type: ignore[arg-type]
+    before = {k: v.detach().clone() for k, v in module.named_parameters()}
+    for parameter in module.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    after = dict(module.named_parameters())
+    assert not torch.equal(after["0.weight"], before["0.weight"])
+    for k in ("0.bias", "1.weight", "1.bias"):
+        assert torch.equal(after[k], before[k])
+
+
+def test_lars_steps_are_in_proportion_to_the_weights_not_the_gradient() -> None:
+    sizes = []
+    for scale in (1.0, 1000.0):
+        layer = nn.Linear(8, 8, bias=False)
+        nn.init.ones_(layer.weight)
+        optimizer = build(layer, Optim("lars", lr=1.0, weight_decay=1e-6, momentum=0.0))
+        layer.weight.grad = torch.full_like(layer.weight, scale)
+        optimizer.step()
+        sizes.append(float((layer.weight.detach() - 1).norm()))
+    assert sizes[0] == pytest.approx(sizes[1], rel=1e-3)
+    assert sizes[0] == pytest.approx(0.02 * 8, rel=1e-2)

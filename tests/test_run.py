@@ -1,0 +1,38 @@
+"""The run folder: whole files or none, metrics that can be continued."""
+
+from pathlib import Path
+
+import pytest
+
+from selfsight.errors import SelfsightError
+from selfsight.run import RunFolder, replace_file
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    replace_file(path, lambda p: p.write_text("old"))
+
+    def fail(p: Path) -> None:
+        p.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        replace_file(path, fail)
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_metrics_take_new_columns_and_forget_what_was_after_a_checkpoint(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.append_metrics({"step": 1, "loss": 2.5})
+    run.append_metrics({"step": 2, "loss": 2.0, "rankme": 30.25})
+    run.append_metrics({"step": 3, "loss": 1.5})
+    assert [row["rankme"] for row in run.metrics()] == ["", "30.25", ""]
+    run.forget_metrics_after(2)
+    assert [row["step"] for row in run.metrics()] == ["1", "2"]
+
+
+def test_a_broken_config_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(SelfsightError, match=r"config.json: not valid JSON"):
+        RunFolder(tmp_path).config()

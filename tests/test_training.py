@@ -1,0 +1,197 @@
+"""Pretraining: exact resume, many processes as one, budgets, clear errors."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+
+from selfsight.errors import SelfsightError
+from selfsight.methods.simclr import SimCLR
+from selfsight.run import RunFolder
+from selfsight.training import Pretrain, pretrain
+
+BASE = ["--batch-size", "64", "--backbone", "test_resnet"]
+Digits = tuple[NDArray[np.uint8], NDArray[np.int64]]
+
+
+SCRIPT = """
+import sys, tyro
+from selfsight.errors import SelfsightError
+from selfsight.training import Pretrain, pretrain
+try:
+    pretrain(sys.argv[1], "simclr", tyro.cli(Pretrain, args=sys.argv[2:]))
+except SelfsightError as error:
+    sys.exit(str(error))
+"""
+
+
+def command(folder: Path, data: Path, out: Path, *flags: object) -> list[str]:
+    """A program of its own that pretrains, as a process that can be killed or that Lightning can start twice."""
+    script = folder / "train.py"
+    script.write_text(SCRIPT)
+    return [sys.executable, *map(str, (script, data, "--out", out, *flags))]
+
+
+def environment(**more: str) -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | more
+
+
+def train(data: object, out: Path, **changes: object) -> RunFolder:
+    config = replace(Pretrain(out=out, epochs=1, batch_size=64, backbone="test_resnet"), **changes)  # type: ignore[arg-type]
+    run = pretrain(data, "simclr", config)
+    assert run is not None
+    return run
+
+
+def test_leaves_a_run_that_loads(digits: Digits, tmp_path: Path) -> None:
+    run = train(digits[0][:256], tmp_path / "run", epochs=2)
+    x = torch.rand(2, 1, 16, 16)
+    assert run.load_backbone()(x).shape == (2, 96)
+    rows = run.metrics()
+    assert int(float(rows[-1]["step"])) == 8
+    assert float(rows[-1]["rankme"]) > 1
+    assert rows[-1]["chance"] == f"{np.log(127):.6g}"
+    assert run.config()["chosen"]["batch_size"] == 64
+    assert not list(run.path.glob(".*")), "no temporary files stay"
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lars"])
+def test_training_is_repeatable_and_lowers_the_loss(digits: Digits, tmp_path: Path, optimizer: str) -> None:
+    weights, losses = [], []
+    rates = {"adamw": 2e-3, "sgd": 0.2, "lars": 1.0}
+    for name in ("a", "b"):
+        run = train(digits[0][:256], tmp_path / name, epochs=15, optimizer=optimizer, lr=rates[optimizer])
+        weights.append(load_file(run.weights_file))
+        losses = [float(row["loss"]) for row in run.metrics() if row["loss"]]
+    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+    assert losses[-1] < losses[0] - 0.2
+
+
+@pytest.mark.parametrize("extra", [[], ["--ema", "0.9", "--accumulate", "2"]])
+def test_a_killed_run_resumes_to_the_same_weights(digits_file: Path, tmp_path: Path, extra: list[str]) -> None:
+    """After kill -9 in the middle and --resume the weights are bit-equal to those of an uninterrupted run."""
+    flags = [*BASE, "--epochs", 4, "--checkpoint-minutes", 0.002, *extra]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run(command(tmp_path, digits_file, whole, *flags), check=True, env=environment())
+    job = subprocess.Popen(command(tmp_path, digits_file, killed, *flags), env=environment())
+    checkpoint = RunFolder(killed).checkpoint_file
+    deadline = time.monotonic() + 60
+    while not (checkpoint.exists() and len(RunFolder(killed).metrics()) >= 2):
+        assert job.poll() is None, "it finished before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    job.send_signal(signal.SIGKILL)
+    job.wait()
+    assert not RunFolder(killed).weights_file.exists()
+    again = command(tmp_path, digits_file, killed, "--resume")  # the other flags are in the run's config
+    subprocess.run(again, check=True, env=environment())
+    a, b = (load_file(RunFolder(p).weights_file) for p in (whole, killed))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    steps = [[row["step"] for row in RunFolder(p).metrics()] for p in (whole, killed)]
+    assert steps[0] == steps[1], "the curve has each step once"
+
+
+def test_ctrl_c_leaves_a_resumable_run(digits_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    job = subprocess.Popen(
+        command(tmp_path, digits_file, out, *BASE, "--epochs", 300),
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while len(RunFolder(out).metrics()) < 2:
+        assert job.poll() is None
+        time.sleep(0.05)
+    job.send_signal(signal.SIGINT)
+    words = job.communicate(timeout=60)[1]
+    assert job.returncode == 1
+    assert "continue with --resume" in words
+    assert "Traceback" not in words
+    assert RunFolder(out).checkpoint_file.exists()
+
+
+def test_two_processes_train_like_one(digits_file: Path, tmp_path: Path) -> None:
+    """Same global batches and views, gathered negatives, synchronized BatchNorm: the same losses.
+
+    Gradients are compared in float64 in test_nn; here, in float32, rounding grows from step to step.
+    """
+    flags = [*BASE, "--epochs", 0.15, "--precision", "float32", "--optimizer", "sgd", "--lr", 0.05]
+    weights, losses = [], []
+    for devices in (1, 2):
+        out = tmp_path / str(devices)
+        job = command(tmp_path, digits_file, out, *flags, "--devices", devices)
+        subprocess.run(job, check=True, env=environment(), cwd=tmp_path)
+        weights.append(load_file(RunFolder(out).weights_file))
+        with RunFolder(out).metrics_file.open() as f:
+            losses.append([float(row["loss"]) for row in csv.DictReader(f) if row["loss"]])
+    assert len(losses[0]) == len(losses[1]) >= 3
+    assert np.allclose(losses[0][:2], losses[1][:2], atol=1e-4)
+    assert np.allclose(losses[0], losses[1], atol=0.01)
+    for k, v in weights[0].items():
+        assert torch.allclose(v.float(), weights[1][k].float(), atol=5e-3), k
+
+
+def test_minutes_are_kept(digits: Digits, tmp_path: Path) -> None:
+    start = time.monotonic()
+    run = train(digits[0], tmp_path / "run", epochs=None, minutes=0.1)
+    last = run.metrics()[-1]
+    assert 5.9 <= float(last["seconds"]) < 6.6, "ends on time within 10 %"
+    assert float(last["lr"]) < 1e-4, "the schedule came to its end"
+    assert time.monotonic() - start < 20
+
+
+def test_uses_only_the_train_part(digits: Digits, tmp_path: Path) -> None:
+    path = tmp_path / "split.npz"
+    split = np.array(["train"] * 128 + ["test"] * 72)
+    np.savez(path, images=digits[0][:200], labels=digits[1][:200], split=split)
+    assert train(path, tmp_path / "run").config()["images"] == 128
+
+
+def test_refuses_to_overwrite_a_run(digits: Digits, tmp_path: Path) -> None:
+    train(digits[0][:64], tmp_path / "run", batch_size=32)
+    with pytest.raises(SelfsightError, match="is finished"):
+        train(digits[0][:64], tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"minutes": 1.0}, "--minutes and --epochs"),
+        ({"batch_size": 0}, "--batch-size 0"),
+        ({"backbone": "resnet1000"}, "--backbone resnet1000"),
+        ({"pretrained": "/no/such.safetensors"}, "no such file"),
+    ],
+)
+def test_wrong_settings_are_named(digits: Digits, tmp_path: Path, changes: dict[str, object], words: str) -> None:
+    with pytest.raises(SelfsightError, match=words):
+        train(digits[0][:64], tmp_path / "run", **changes)
+
+
+def test_a_loss_that_is_not_finite_stops_with_a_remedy(digits: Digits, tmp_path: Path) -> None:
+    with pytest.raises(SelfsightError, match="lower --lr"):
+        train(digits[0][:256], tmp_path / "run", epochs=20, optimizer="sgd", lr=1e12, warmup=0.0)
+
+
+def test_starts_from_weights_of_a_file(digits: Digits, tmp_path: Path) -> None:
+    first = train(digits[0][:128], tmp_path / "first")
+    again = train(digits[0][:128], tmp_path / "again", pretrained=str(first.weights_file), lr=1e-12, image_size=16)
+    a, b = load_file(first.weights_file), load_file(again.weights_file)
+    assert all(torch.allclose(a[k], b[k], atol=1e-4) for k in a if k.endswith("conv1.weight"))
+
+
+def test_settings_of_the_method_are_kept_in_the_config(digits: Digits, tmp_path: Path) -> None:
+    config = Pretrain(out=tmp_path / "run", epochs=1, batch_size=32)
+    run = pretrain(digits[0][:64], "simclr", config, SimCLR.Config(temperature=0.7))
+    assert run is not None
+    assert run.config()["method_config"]["temperature"] == 0.7
+    assert run.config()["method_config"]["crop_min"] == 0.2, "what was chosen is kept as well"
