@@ -88,3 +88,9 @@ def test_an_unknown_model_is_named_with_near_ones() -> None:
 def test_a_size_without_a_patch_is_named() -> None:
     with pytest.raises(SelfsightError, match="--image-size 75"):
         backbones.plan("vit_tiny_patch16_224", 75, 3, MEAN, STD)
+
+
+@pytest.mark.parametrize(("name", "size", "least"), [("test_resnet", 15, 16), ("convnext_atto", 28, 32)])
+def test_images_too_small_for_the_network_are_named(name: str, size: int, least: int) -> None:
+    with pytest.raises(SelfsightError, match=f"--image-size {size}: .* use --image-size {least} or larger"):
+        backbones.create(backbones.plan(name, size, 3, MEAN, STD))

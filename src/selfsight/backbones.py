@@ -95,8 +95,16 @@ class Backbone(nn.Module):
         super().__init__()
         self.spec = spec
         model: Any = timm.create_model(spec.name, **spec.timm_arguments())
+        reduction = int(model.feature_info[-1]["reduction"]) if getattr(model, "feature_info", None) else 1
         if spec.small_stem:
             use_small_stem(model)
+            reduction //= 2
+        # Not only of no use: oneDNN leaves weight gradients of a strided bfloat16 convolution of 1 x 1 maps unwritten.
+        if spec.image_size < reduction:
+            raise SelfsightError(
+                f"--image-size {spec.image_size}: {spec.name} shrinks images {reduction} times; "
+                f"use --image-size {reduction} or larger"
+            )
         self.model = model
         self.dim = int(model.num_features)
         shape = (1, spec.channels, 1, 1)

@@ -120,7 +120,7 @@ def pretrain(data: Any, method: str, config: Pretrain, method_config: Method.Con
         cache_dir=config.cache_dir,
     )
     rows = images.rows("train")
-    size = config.image_size or min(images.side, largest)
+    size = config.image_size or max(16, min(images.side, largest))  # 16: less is enlarged to what a ResNet can take
     facts = Facts(len(rows), size, images.channels)
     settings = (method_config or cls.Config()).fit_to(facts)
     recipe = _recipe(cls.optim, config)

@@ -14,6 +14,7 @@ from selfsight.backbones import Backbone
 from selfsight.data.augment import View
 from selfsight.data.images import ImageSet
 from selfsight.data.loader import in_order
+from selfsight.errors import SelfsightError
 from selfsight.evaluate.features import evaluating
 from selfsight.nn import autocast
 
@@ -126,7 +127,7 @@ def measure(
     """Embed two random views each of up to `n` of these rows and measure them.
 
     The images and views are the same at each call, whatever torch's global generator, which is left as it was.
-    Raises ValueError for fewer than 2 rows.
+    Raises ValueError for fewer than 2 rows, and SelfsightError for embeddings that are not finite.
     """
     if len(rows) < 2:
         raise ValueError("health needs at least 2 images")
@@ -138,6 +139,8 @@ def measure(
             first.append(backbone(view(batch)).float().cpu())
             second.append(backbone(view(batch)).float().cpu())
     a, b = torch.cat(first), torch.cat(second)
+    if not torch.isfinite(a).all():
+        raise SelfsightError("the embeddings are not finite: the weights are broken; try a lower --lr or --clip 1")
     rank = rankme(a)
     return Health(
         images=len(a),
