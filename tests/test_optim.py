@@ -19,7 +19,7 @@ def test_rate_warms_up_then_follows_a_cosine_and_grows_with_the_batch() -> None:
     assert rate(optim, 0.2, 512) == pytest.approx(2.0)
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd", "lars"])
+@pytest.mark.parametrize("name", ["adamw", "muon", "sgd", "lars"])
 def test_biases_and_norms_do_not_decay(name: str) -> None:
     module = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
     optimizer = build(module, Optim(name, lr=0.1, weight_decay=0.5))  # type: ignore[arg-type]
@@ -44,3 +44,15 @@ def test_lars_steps_are_in_proportion_to_the_weights_not_the_gradient() -> None:
         sizes.append(float((layer.weight.detach() - 1).norm()))
     assert sizes[0] == pytest.approx(sizes[1], rel=1e-3)
     assert sizes[0] == pytest.approx(0.02 * 8, rel=1e-2)
+
+
+def test_muon_steps_are_orthogonal_and_as_large_as_adamws() -> None:
+    layer = nn.Conv2d(16, 32, 3, bias=False)
+    before = layer.weight.detach().clone()
+    optimizer = build(layer, Optim("muon", lr=0.01, weight_decay=0.0, momentum=0.95))
+    layer.weight.grad = torch.randn(layer.weight.shape, generator=torch.Generator().manual_seed(0))
+    optimizer.step()
+    step = (layer.weight.detach() - before).flatten(1)  # (32, 144)
+    singular = torch.linalg.svdvals(step)
+    assert float(singular.min() / singular.max()) > 0.6, "all directions are of like size"
+    assert float(step.square().mean().sqrt()) == pytest.approx(0.2 * 0.01, rel=0.25), "0.2 · lr, as adamw's usual step"

@@ -65,10 +65,10 @@ def test_leaves_a_run_that_loads(digits: Digits, tmp_path: Path) -> None:
     assert not list(run.path.glob(".*")), "no temporary files stay"
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lars"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd", "lars"])
 def test_training_is_repeatable_and_lowers_the_loss(digits: Digits, tmp_path: Path, optimizer: str) -> None:
     weights, losses = [], []
-    rates = {"adamw": 2e-3, "sgd": 0.2, "lars": 1.0}
+    rates = {"adamw": 2e-3, "muon": 2e-3, "sgd": 0.2, "lars": 1.0}
     for name in ("a", "b"):
         run = train(digits[0][:256], tmp_path / name, epochs=15, optimizer=optimizer, lr=rates[optimizer])
         weights.append(load_file(run.weights_file))
@@ -187,6 +187,22 @@ def test_starts_from_weights_of_a_file(digits: Digits, tmp_path: Path) -> None:
     again = train(digits[0][:128], tmp_path / "again", pretrained=str(first.weights_file), lr=1e-12, image_size=32)
     a, b = load_file(first.weights_file), load_file(again.weights_file)
     assert all(torch.allclose(a[k], b[k], atol=1e-4) for k in a if k.endswith("conv1.weight"))
+
+
+def test_starts_from_another_run(digits: Digits, tmp_path: Path) -> None:
+    first = train(digits[0][:128], tmp_path / "first")
+    again = train(digits[0][:128], tmp_path / "again", backbone="auto", pretrained=str(first.path), lr=1e-12)
+    a, b = first.load_backbone(), again.load_backbone()
+    assert a.spec == b.spec, "the stem for small images is kept"
+    assert all(torch.allclose(v, b.state_dict()[k], atol=1e-4) for k, v in a.named_parameters())
+    with pytest.raises(SelfsightError, match=r"first: is test_resnet for 1 channels"):
+        train(digits[0][:128], tmp_path / "other", backbone="resnet18", pretrained=str(first.path))
+
+
+@pytest.mark.parametrize(("side", "size"), [(8, 16), (16, 16), (28, 32), (120, 96)])
+def test_views_have_the_images_size_in_steps_that_a_network_halves(tmp_path: Path, side: int, size: int) -> None:
+    images = np.random.default_rng(0).integers(0, 255, (16, side, side), dtype=np.uint8)
+    assert train(images, tmp_path / "run", batch_size=8).config()["chosen"]["image_size"] == size
 
 
 def test_settings_of_the_method_are_kept_in_the_config(digits: Digits, tmp_path: Path) -> None:

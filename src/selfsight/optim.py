@@ -3,25 +3,29 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from timm.optim.lars import Lars
+from timm.optim.muon import Muon
 from torch import nn
+
+OptimName = Literal["adamw", "muon", "sgd", "lars"]
 
 
 @dataclass(frozen=True)
 class Optim:
     """How the weights are trained. A method names the one that it is known to train with."""
 
-    name: Literal["adamw", "sgd", "lars"] = "adamw"
-    """adamw; sgd with momentum; or lars, sgd with a rate per layer for large batches, biases and norms excluded."""
+    name: OptimName = "adamw"
+    """adamw; muon, which makes each step of a weight matrix orthogonal: a quarter more work a step, far fewer steps, at
+    adamw's rates; sgd with momentum; or lars, sgd with a rate per layer for large batches."""
     lr: float = 1e-3
     """Peak learning rate for a batch of 256 images; it grows in proportion to the batch."""
     weight_decay: float = 0.05
     """Decay of weights, not of biases and norms."""
     momentum: float = 0.9
-    """Momentum of sgd and lars; adamw's first beta."""
+    """Momentum of sgd, lars and muon; adamw's first beta."""
     beta2: float = 0.999
     """adamw's second beta."""
     warmup: float = 0.05
@@ -35,13 +39,22 @@ class Optim:
 def build(module: nn.Module, optim: Optim) -> torch.optim.Optimizer:
     """Return the optimizer of the module's trainable parameters, in two groups: with and without weight decay."""
     trainable = [p for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": optim.weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
+    matrices: dict[str, Any] = {
+        "params": [p for p in trainable if p.ndim > 1],
+        "weight_decay": optim.weight_decay,
+    }
+    vectors: dict[str, Any] = {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0}
+    if optim.name == "muon":
+        vectors["use_fallback"] = True  # biases and norms go by adamw
+    groups = [group for group in (matrices, vectors) if group["params"]]
     if optim.name == "adamw":
         return torch.optim.AdamW(groups, lr=optim.lr, betas=(optim.momentum, optim.beta2), fused=True)
+    if optim.name == "muon":
+        # Jordan et al. 2024, "Muon", scaled as in Liu et al. 2025, "Muon is scalable for LLM training", eq. 4.
+        muon: torch.optim.Optimizer = Muon(
+            groups, lr=optim.lr, momentum=optim.momentum, nesterov=True, betas=(0.9, optim.beta2)
+        )
+        return muon
     if optim.name == "sgd":
         nesterov = optim.momentum > 0
         return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum, nesterov=nesterov, fused=True)

@@ -32,6 +32,9 @@ from selfsight.progress import say
 from selfsight.run import RunFolder
 from selfsight.watch import Bar, Journal, Keeper
 
+GRANULE = 16
+"""Views are enlarged to a multiple of this side: a small-stem ResNet halves it four times without a rest."""
+
 
 @dataclass(frozen=True)
 class Pretrain:
@@ -42,9 +45,11 @@ class Pretrain:
     backbone: str = "auto"
     """Any timm model; auto is resnet10t on a CPU; on a GPU resnet18 for small images, else resnet50."""
     pretrained: str | None = None
-    """Start from weights: 'timm' for timm's own, or a local .safetensors or .pth file."""
+    """Start from weights: 'timm' for timm's own, a local .safetensors or .pth file, or the folder of another run, whose
+    backbone is then taken as it is."""
     image_size: int | None = None
-    """Side of a view in pixels; by default the images' own up to 96 (224 with a GPU)."""
+    """Side of a view in pixels; by default the images' own, rounded up to a multiple of 16, and at most 96 (224 with a
+    GPU)."""
     minutes: float | None = None
     """Train this long; the schedule fits itself to it. Default: 10 minutes if --epochs is not given."""
     epochs: float | None = None
@@ -57,7 +62,7 @@ class Pretrain:
     """Peak learning rate for 256 images; by default the method's own."""
     weight_decay: float | None = None
     """Weight decay; by default the method's own."""
-    optimizer: Literal["adamw", "sgd", "lars"] | None = None
+    optimizer: optim.OptimName | None = None
     """By default the method's own; another one wants another --lr."""
     warmup: float | None = None
     """Share of the training over which the rate rises; by default the method's own."""
@@ -120,7 +125,7 @@ def pretrain(data: Any, method: str, config: Pretrain, method_config: Method.Con
         cache_dir=config.cache_dir,
     )
     rows = images.rows("train")
-    size = config.image_size or max(16, min(images.side, largest))  # 16: less is enlarged to what a ResNet can take
+    size = config.image_size or min(-(-images.side // GRANULE) * GRANULE, largest)
     facts = Facts(len(rows), size, images.channels)
     settings = (method_config or cls.Config()).fit_to(facts)
     recipe = _recipe(cls.optim, config)
@@ -197,6 +202,15 @@ def _recipe(own: optim.Optim, config: Pretrain) -> optim.Optim:
 
 
 def _backbone(config: Pretrain, images: ImageSet, size: int, device: torch.device) -> Backbone:
+    if config.pretrained and Path(config.pretrained).is_dir():
+        begun = RunFolder(Path(config.pretrained)).load_backbone()
+        if config.backbone not in ("auto", begun.spec.name) or begun.spec.channels != images.channels:
+            raise SelfsightError(
+                f"--pretrained {config.pretrained}: is {begun.spec.name} for {begun.spec.channels} channels"
+            )
+        backbone = backbones.create(replace(begun.spec, image_size=size))
+        backbone.load_state_dict(begun.state_dict())
+        return backbone
     name = config.backbone
     if name == "auto":
         name = "resnet10t" if device.type == "cpu" else "resnet18" if size <= backbones.SMALL else "resnet50"

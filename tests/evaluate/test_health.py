@@ -9,6 +9,7 @@ from torch import Tensor
 
 from selfsight.backbones import Backbone
 from selfsight.data.augment import View
+from selfsight.errors import SelfsightError
 from selfsight.evaluate.health import (
     Health,
     alignment,
@@ -105,6 +106,13 @@ def test_measuring_is_repeatable_and_leaves_the_generator_alone() -> None:
     assert 0 < first.rankme_share <= 1
     with pytest.raises(ValueError, match="2 images"):
         measure(net, view, images, np.arange(1), CPU)
+
+
+def test_weights_that_broke_are_named() -> None:
+    net = backbone()
+    torch.nn.init.constant_(next(net.parameters()), torch.nan)
+    with pytest.raises(SelfsightError, match="not finite"):
+        measure(net, View(16), digits(8), np.arange(8), CPU)
 
 
 def test_easy_views_are_found_again_and_constants_are_not() -> None:

@@ -97,15 +97,17 @@ def resampling(start: Tensor, length: Tensor, source: int, target: int, flip: Te
     """
     start, length = start[:, None] * source, length[:, None] * source
     step = length / target
+    wide = step.clamp(min=1)  # half the triangle's base; (B, 1)
     place = torch.arange(target) + 0.5
     places = place if flip is None else torch.where(flip[:, None], target - place, place)
-    centre = start + places * step  # (B, target)
+    centre = (start + places * step) / wide  # (B, target), in units of the triangle, as what follows
     pixel = torch.arange(source) + 0.5
-    weights = (pixel - centre[:, :, None]).abs_()
-    weights.mul_(-1 / step.clamp(min=1)[:, :, None]).add_(1).clamp_(min=0)
-    # A box smaller than a pixel still sees the pixel that it lies in.
+    # A box smaller than a pixel still sees the pixel that it lies in. Others are far away: they get no weight.
     inside = (pixel > start.floor()) & (pixel < (start + length).ceil())  # (B, source)
-    weights.mul_(inside[:, None])
+    at = torch.where(inside, pixel / wide, 1e9)
+    # As few passes over the large (B, target, source) as can be: they cost more than the resizing itself.
+    weights = (at[:, None] - centre[:, :, None]).abs_()
+    torch.sub(torch.ones(()), weights, out=weights).clamp_(min=0)
     return weights.div_(weights.sum(2, keepdim=True))
 
 
