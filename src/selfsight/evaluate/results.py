@@ -119,7 +119,8 @@ def print_table(rows: Iterable[Row], console: Console | None = None) -> None:
     counts = sorted({s.labels for s in found if isinstance(s.labels, int)})
     columns = [amount_words(labels) for labels in [*amounts, *counts]]
     cells = {(s.protocol, s.method, amount_words(s.labels)): _cell(s) for s in found}
-    table = Table(title="Accuracy in % ± 95 % interval, by labels used")
+    title = "Accuracy in % ± 95 % interval, by labels used"
+    table = Table(title=title, min_width=len(title))  # rich wraps a title that is wider than its table
     table.add_column("protocol")
     table.add_column("method")
     for column in columns:

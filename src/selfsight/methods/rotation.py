@@ -4,8 +4,7 @@ Gidaris, Singh, Komodakis: Unsupervised Representation Learning by Predicting Im
 """
 
 import math
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from selfsight.backbones import Backbone
 from selfsight.data.augment import View, rotate90, whole
 from selfsight.data.images import Batch
-from selfsight.methods.method import Facts, Method
+from selfsight.methods.method import Method
 from selfsight.optim import Optim
 
 
@@ -29,22 +28,16 @@ class Rotation(Method):
     class Config(Method.Config):
         """Rotation's hyperparameters."""
 
-        crop_min: float | None = None
-        """Smallest crop as a share of the image; by default 0.35, and 0.6 below 64 pixels."""
+        crop_min: float = 0.35
+        """Smallest crop as a share of the image; larger crops make the task too easy to learn much from."""
         hflip: float = 0.5
         """Probability of a left-right flip, always before the rotation: after it, 90° and 270° would be the same."""
         jitter: float = 0.2
         """Strength of brightness and contrast jitter."""
 
-        def fit_to(self, facts: Facts) -> Self:
-            """Fill in what depends on the size of the images."""
-            return replace(self, crop_min=self.crop_min or (0.6 if facts.image_size < 64 else 0.35))
-
     def __init__(self, backbone: Backbone, config: Config) -> None:
         super().__init__(backbone, config)
         spec = backbone.spec
-        config = config.fit_to(Facts(0, spec.image_size, spec.channels))
-        assert config.crop_min is not None
         self.view = View(
             spec.image_size,
             scale=(config.crop_min, 1.0),
