@@ -63,12 +63,16 @@ class Teacher(nn.Module):
         return y
 
     @torch.no_grad()
-    def update(self, student: nn.Module, momentum: float) -> None:
-        """Move the weights: teacher ← momentum · teacher + (1 - momentum) · student; buffers are copied."""
+    def update(self, student: nn.Module, momentum: float, buffers: bool = True) -> None:
+        """Move the weights: teacher ← momentum · teacher + (1 - momentum) · student; buffers are copied.
+
+        Not so with `buffers=False`: for a teacher that sees images in training and has BatchNorm statistics of its own.
+        """
         for weight, new in zip(self.model.parameters(), student.parameters(), strict=True):
             weight.lerp_(new.to(weight.dtype), 1 - momentum)
-        for buffer, now in zip(self.model.buffers(), student.buffers(), strict=True):
-            buffer.copy_(now)
+        if buffers:
+            for buffer, now in zip(self.model.buffers(), student.buffers(), strict=True):
+                buffer.copy_(now)
 
 
 def process() -> tuple[int, int]:
