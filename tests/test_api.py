@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 import selfsight
 from selfsight import methods
@@ -49,3 +50,28 @@ def test_names_are_what_they_say() -> None:
 def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(selfsight.SelfsightError, match="not a run"):
         selfsight.load(tmp_path)
+
+
+def test_show_draws_the_test_part_with_the_trained_method(digits: Digits, tmp_path: Path) -> None:
+    path = tmp_path / "split.npz"
+    split = np.array(["train"] * 64 + ["test"] * 5)
+    np.savez(path, images=digits[0][:69], labels=digits[1][:69], split=split)
+    config = selfsight.Pretrain(backbone="test_resnet", batch_size=32)
+    run = selfsight.pretrain(path, method="rotation", out=tmp_path / "run", epochs=1, config=config)
+    pictures = selfsight.load(tmp_path / "run").show()
+    assert [p.file for p in pictures] == [tmp_path / "run" / "pictures-split" / name for name in ("01.png", "02.png")]
+    assert "turned back as it answered" in pictures[0].caption
+    assert "principal components" in pictures[1].caption
+    with Image.open(pictures[1].file) as image:
+        assert image.size == (5 * 64 + 4 * 4, 3 * 64 + 2 * 4), "five images are in the test part"
+        first = np.asarray(image)[:64, :64, :3]
+    np.testing.assert_array_equal(first[::4, ::4, 0], digits[0][64])
+    state = run.trained_method().state_dict()
+    trained = run.folder.load_backbone().state_dict()
+    assert all(torch.equal(state[f"backbone.{k}"], v) for k, v in trained.items())
+    again = run.show(path, tmp_path / "again", images=2)
+    with Image.open(again[1].file) as image:
+        assert image.width == 2 * 64 + 4
+    for images in (0, 11):
+        with pytest.raises(selfsight.SelfsightError, match=f"--images {images}: must be 1 to 10"):
+            run.show(path, images=images)

@@ -49,6 +49,12 @@ def test_the_main_path(
     assert "broken.jpg" in page
     assert "must find each other" in page, "the views that the method saw"
 
+    pictures = tmp_path / "pictures"
+    assert selfsight(monkeypatch, "show", run, folder, "--out", pictures, "--images", 4, "--json") == 0
+    shown = json.loads(capsys.readouterr().out)["pictures"]
+    assert [p["file"] for p in shown] == [str(pictures / f"0{i}.png") for i in (1, 2, 3)]
+    assert "positives" in shown[1]["caption"]
+
     out = tmp_path / "digits.csv"
     assert selfsight(monkeypatch, "embed", run, folder, "--out", out, "--json") == 0
     assert json.loads(capsys.readouterr().out) == {"out": str(out), "images": 200, "dim": 96}
@@ -65,6 +71,24 @@ def test_the_main_path(
 
     assert selfsight(monkeypatch, "export", run, "--format", "timm", "--json") == 0
     assert Path(json.loads(capsys.readouterr().out)["out"]).exists()
+
+
+def test_compare_prints_its_table_and_json(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    training = ["--out", out, "--epochs", 1, "--batch-size", 32, "--backbone", "test_resnet"]
+    flags = [*training, "--methods", "rotation", "--per-class", 2, "--seeds", 1, "--protocols", "knn"]
+    assert selfsight(monkeypatch, "compare", folder, *flags, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["report"] == str(out / "report.html")
+    assert Path(found["report"]).exists()
+    assert [(e["method"], e["state"]) for e in found["entries"]] == [("rotation", "done")]
+    assert {r["method"] for r in found["rows"]} == {"rotation", "random", "pixels"}
+    assert selfsight(monkeypatch, "compare", folder, *flags) == 0
+    words = capsys.readouterr().out
+    assert "raw pixels" in words
+    assert words.strip().endswith("report.html")
 
 
 def test_methods_are_listed_with_their_papers(
@@ -90,6 +114,9 @@ def test_methods_are_listed_with_their_papers(
         (["pretrain", "simclr", "/no/such/folder"], 1, "/no/such/folder"),
         (["embed", "/no/such/run", "x"], 1, "/no/such/run: not a run"),
         (["evaluate", "--help"], 0, "random label subsets"),
+        (["show", "/no/such/run"], 1, "/no/such/run: not a run"),
+        (["compare", "--help"], 0, "--finetune.lr"),
+        (["compare", "x", "--methods", "nosuch"], 1, "nosuch: no such method"),
     ],
 )
 def test_usage_and_errors(

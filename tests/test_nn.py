@@ -88,6 +88,16 @@ def test_teacher_is_an_exponential_average() -> None:
     assert not teacher(torch.rand(1, 3)).requires_grad
 
 
+def test_teacher_keeps_batchnorm_statistics_of_its_own_if_asked() -> None:
+    student = nn.BatchNorm1d(2)
+    teacher = Teacher(student)
+    student(torch.rand(4, 2) + 1)
+    teacher.update(student, 0.9, buffers=False)
+    assert not teacher.model.get_buffer("running_mean").any()
+    teacher.update(student, 0.9)
+    assert torch.equal(teacher.model.get_buffer("running_mean"), student.get_buffer("running_mean"))
+
+
 def test_mlp_has_the_papers_layers() -> None:
     kinds = [type(layer).__name__ for layer in mlp(4, 8, 2)]
     assert kinds == ["Linear", "BatchNorm1d", "ReLU", "Linear"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from selfsight.optim import Optim, build, rate
+from selfsight.optim import Optim, build, cosine, decay, rate, set_decay
 
 
 def test_rate_warms_up_then_follows_a_cosine_and_grows_with_the_batch() -> None:
@@ -31,6 +31,24 @@ def test_biases_and_norms_do_not_decay(name: str) -> None:
     assert not torch.equal(after["0.weight"], before["0.weight"])
     for k in ("0.bias", "1.weight", "1.bias"):
         assert torch.equal(after[k], before[k])
+
+
+def test_weight_decay_follows_a_cosine_if_it_has_an_end() -> None:
+    assert [decay(Optim(weight_decay=0.1), p) for p in (0.0, 0.5, 1.0)] == [0.1] * 3
+    scheduled = Optim(weight_decay=0.04, final_weight_decay=0.4)
+    assert [decay(scheduled, p) for p in (0.0, 0.5, 1.0)] == pytest.approx([0.04, 0.22, 0.4])
+    assert [cosine(0.99, 1.0, p) for p in (0.0, 0.5, 1.0)] == pytest.approx([0.99, 0.995, 1.0])
+
+
+@pytest.mark.parametrize("start", [0.0, 0.04])
+def test_scheduled_weight_decay_spares_biases_and_norms(start: float) -> None:
+    module = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    optimizer = build(module, Optim(weight_decay=start))
+    set_decay(optimizer.param_groups, 0.3)
+    assert {p.ndim: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]} == {
+        2: 0.3,
+        1: 0,
+    }
 
 
 def test_lars_steps_are_in_proportion_to_the_weights_not_the_gradient() -> None:

@@ -4,7 +4,23 @@ import numpy as np
 import torch
 from PIL import Image
 
-from selfsight.pictures import GAP, MOST_TILE, data_uri, read_pictures, rgb, save_pictures
+from selfsight.data import ImageSet
+from selfsight.pictures import (
+    CELL,
+    GAP,
+    GREY,
+    MARK,
+    MOST_ALONE,
+    MOST_TILE,
+    bars,
+    data_uri,
+    examples,
+    heat,
+    matrix,
+    read_pictures,
+    rgb,
+    save_pictures,
+)
 
 
 def test_a_grid_has_every_image_at_its_place_enlarged_without_blur(tmp_path: Path) -> None:
@@ -43,7 +59,56 @@ def test_one_band_is_grey_three_are_kept_and_more_are_stretched() -> None:
     assert rgb(np.zeros((2, 4, 4), np.float32)).shape == (4, 4, 3)
 
 
+def test_bars_are_as_high_as_their_values() -> None:
+    drawn = bars(torch.tensor([[1.0, 0.5], [0.0, 0.25]]), 8)
+    assert drawn.shape == (2, 1, 8, 8)
+    assert drawn.sum(2)[:, 0].tolist() == [[8.0] * 4 + [4.0] * 4, [0.0] * 4 + [2.0] * 4]
+    assert drawn[0, 0, :, 7].tolist() == [0.0] * 4 + [1.0] * 4, "they stand on the floor"
+
+
 def test_a_large_image_becomes_small_enough_for_a_page() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (600, 600, 4)).astype(np.uint8)
     assert data_uri(Image.fromarray(noise)).startswith("data:image/webp;base64,")
     assert data_uri(Image.new("RGB", (600, 600))).startswith("data:image/png;base64,")
+
+
+def test_a_picture_by_itself_is_not_reduced_like_a_tile(tmp_path: Path) -> None:
+    save_pictures(tmp_path, {"alone": torch.rand(1, 1, 3, 800, 800), "too large": torch.rand(1, 1, 3, 2000, 2000)})
+    sizes = []
+    for picture in read_pictures(tmp_path):
+        with Image.open(picture.file) as image:
+            sizes.append(image.width)
+    assert sizes == [800, MOST_ALONE]
+
+
+def test_a_matrix_has_each_value_between_its_two_images() -> None:
+    values = torch.tensor([[1.0, 0.5, -0.3], [0.5, 1.0, 0.9], [-0.3, 0.9, 1.0]])
+    images = torch.stack([torch.full((1, 8, 8), level) for level in (0.0, 0.5, 1.0)])
+    framed = torch.zeros(3, 3, dtype=torch.bool)
+    framed[0, 1] = True
+    tile = matrix(values, images, framed)
+    assert tile.shape == (1, 1, 3, 4 * CELL, 4 * CELL)
+    cells = tile[0, 0].unflatten(2, (4, CELL)).unflatten(1, (4, CELL)).permute(1, 3, 0, 2, 4)  # (4, 4, 3, CELL, CELL)
+    middle = cells[:, :, :, CELL // 2, CELL // 2]
+    assert torch.allclose(middle[0, 1:].mean(1), torch.tensor([0.0, 0.5, 1.0]), atol=0.01), "images above the columns"
+    assert torch.allclose(middle[1:, 0].mean(1), torch.tensor([0.0, 0.5, 1.0]), atol=0.01), "and before the rows"
+    assert torch.allclose(middle[1, 2], heat(torch.tensor([[0.5]]))[:, 0, 0])
+    assert torch.allclose(middle[3, 1], heat(torch.tensor([[0.0]]))[:, 0, 0]), "0 or less is dark"
+    assert torch.allclose(middle[2, 2], torch.full((3,), GREY)), "not compared with itself"
+    marked = (cells == torch.tensor(MARK)[:, None, None]).all(2).flatten(2).any(2)
+    assert marked.nonzero().tolist() == [[1, 2]]
+
+
+def test_heat_is_matplotlibs_map() -> None:
+    drawn = heat(torch.tensor([[0.0, 1.0]]))
+    assert drawn.shape == (3, 1, 2)
+    assert torch.allclose(drawn[:, 0, 0], torch.tensor([0.267004, 0.004874, 0.329415]), atol=1e-4)
+    assert torch.allclose(drawn[:, 0, 1], torch.tensor([0.993248, 0.906157, 0.143936]), atol=1e-4)
+
+
+def test_examples_are_spread_over_the_test_part_where_there_is_one() -> None:
+    split = np.array(["train"] * 50 + ["test"] * 50)
+    images = ImageSet("a", np.zeros((100, 1, 8, 8), np.uint8), np.ones(100, np.float32), ["x"] * 100)
+    assert examples(images, 3).tolist() == [0, 49, 99]
+    assert examples(images.with_split(split), 3).tolist() == [50, 74, 99]
+    assert examples(images.with_split(split), 10).tolist()[:2] == [50, 55]

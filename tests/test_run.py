@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from selfsight.errors import SelfsightError
 from selfsight.run import RunFolder, replace_file
@@ -36,3 +38,27 @@ def test_a_broken_config_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(SelfsightError, match=r"config.json: not valid JSON"):
         RunFolder(tmp_path).config()
+
+
+def test_a_method_is_saved_whole_even_where_its_parts_share_weights(tmp_path: Path) -> None:
+    run, module = RunFolder(tmp_path), nn.Module()
+    module.head = nn.Linear(3, 2)
+    module.same = module.head
+    module.register_buffer("centre", torch.arange(3.0))
+    run.save_method(module)
+    other = nn.Module()
+    other.head = nn.Linear(3, 2)
+    other.same = other.head
+    other.register_buffer("centre", torch.zeros(3))
+    run.load_method(other)
+    assert torch.equal(other.head.weight, module.head.weight)
+    assert torch.equal(other.get_buffer("centre"), torch.arange(3.0))
+
+
+def test_a_run_without_its_method_or_with_another_one_is_named(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    with pytest.raises(SelfsightError, match=r"method.safetensors: no such file; pretrain again"):
+        run.load_method(nn.Linear(2, 2))
+    run.save_method(nn.Linear(2, 2))
+    with pytest.raises(SelfsightError, match="written by another version"):
+        run.load_method(nn.Linear(3, 2))

@@ -62,6 +62,10 @@ def test_leaves_a_run_that_loads(digits: Digits, tmp_path: Path) -> None:
     assert float(rows[-1]["rankme"]) > 1
     assert rows[-1]["chance"] == f"{np.log(127):.6g}"
     assert run.config()["chosen"]["batch_size"] == 64
+    measured = run.config()["measured"]
+    assert (measured["steps"], measured["epochs"]) == (8, 2)
+    assert measured["images_per_second"] == pytest.approx(8 * 64 / measured["seconds"])
+    assert 2**26 < measured["peak_memory_bytes"] < 2**36
     assert not list(run.path.glob(".*")), "no temporary files stay"
 
 
@@ -139,6 +143,16 @@ def test_two_processes_train_like_one(digits_file: Path, tmp_path: Path) -> None
     assert np.allclose(losses[0], losses[1], atol=0.01)
     for k, v in weights[0].items():
         assert torch.allclose(v.float(), weights[1][k].float(), atol=5e-3), k
+
+
+def test_the_gradients_norm_is_limited_in_bfloat16_too(digits: Digits, tmp_path: Path) -> None:
+    weights = []
+    for lr in (0.1, 0.2):
+        changes = {"clip": 1e-9, "optimizer": "sgd", "lr": lr, "weight_decay": 0.0, "precision": "bf16"}
+        backbone = train(digits[0][:256], tmp_path / str(lr), **changes).load_backbone()
+        weights.append(dict(backbone.named_parameters()))
+    for name, weight in weights[0].items():
+        assert torch.allclose(weight, weights[1][name], atol=1e-6), name
 
 
 def test_minutes_are_kept(digits: Digits, tmp_path: Path) -> None:

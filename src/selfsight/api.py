@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from selfsight import training
+from selfsight import methods, training
 from selfsight.backbones import Backbone
 from selfsight.data import ImageSet, open_images
 from selfsight.embed import Embedding
@@ -19,7 +19,8 @@ from selfsight.evaluate.results import Row
 from selfsight.export import Format
 from selfsight.export import export as export_backbone
 from selfsight.methods import Method
-from selfsight.report import write_report
+from selfsight.pictures import MOST_IMAGES, Picture, examples, read_pictures, save_pictures
+from selfsight.report import draw_looks, write_report
 from selfsight.run import RunFolder
 from selfsight.training import Pretrain
 
@@ -81,6 +82,34 @@ class Run:
             out=self.path,
             device=default_device(),
         )
+
+    def trained_method(self) -> Method:
+        """Return the whole trained method, with its heads and teachers, on the CPU in evaluation mode.
+
+        Raises SelfsightError for a run without method.safetensors.
+        """
+        config = self.folder.config()
+        cls = methods.get(config["method"])
+        method = cls(self.folder.random_backbone(), cls.Config(**config["method_config"]))
+        self.folder.load_method(method)
+        return method.eval()
+
+    def show(
+        self, data: Any = None, out: str | Path | None = None, *, images: int = MOST_IMAGES, seed: int = 0
+    ) -> list[Picture]:
+        """Draw what the pretext task asked and the method answered, and what the backbone looks at; return the files.
+
+        Of up to `images` images, 1 to 10, spread over the test part of the data, or over all where it has none. `seed`
+        fixes the random views. The PNGs go to the folder `out`, by default pictures-<data> in the run's.
+        """
+        if not 1 <= images <= MOST_IMAGES:
+            raise SelfsightError(f"--images {images}: must be 1 to {MOST_IMAGES}")
+        method, found = self.trained_method(), self.images(data)
+        rows = examples(found, images)
+        name = training.name_of(found.source if data is None else data)
+        folder = Path(out) if out else self.path / f"pictures-{name}"
+        save_pictures(folder, training.draw(method, found, rows, seed) | draw_looks(self.backbone(), found, rows))
+        return read_pictures(folder)
 
     def report(self, data: Any = None) -> Path:
         """Write report.html, one self-contained page, and return its path."""

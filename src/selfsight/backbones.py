@@ -88,6 +88,8 @@ class Backbone(nn.Module):
 
     dim: int
     """Length of a feature vector."""
+    reduction: int
+    """How many times the last feature map is smaller than the image: the smallest side that it can take."""
     mean: Tensor
     std: Tensor
 
@@ -106,6 +108,7 @@ class Backbone(nn.Module):
                 f"use --image-size {reduction} or larger"
             )
         self.model = model
+        self.reduction = reduction
         self.dim = int(model.num_features)
         shape = (1, spec.channels, 1, 1)
         self.register_buffer("mean", torch.tensor(spec.mean).view(shape), persistent=False)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
-from tyro.conf import OmitArgPrefixes, Positional
+from tyro.conf import Fixed, OmitArgPrefixes, Positional, Suppress
 
 from selfsight.errors import SelfsightError
 from selfsight.progress import say
@@ -21,6 +21,8 @@ USAGE = """selfsight: self-supervised learning on your own images
   selfsight methods                the pretext tasks that there are
   selfsight embed RUN DATA         one feature vector an image
   selfsight evaluate RUN DATA      how good it is with few labels, beside honest baselines
+  selfsight compare DATA           train several pretext tasks alike, side by side on one page
+  selfsight show RUN DATA          pictures: the task, the answers, what the network looks at
   selfsight report RUN             write the run's page anew
   selfsight export RUN             ONNX, TorchScript or timm weights
   selfsight demo                   the whole path on 5,000 handwritten digits
@@ -133,6 +135,70 @@ def evaluate_verb(argv: list[str]) -> None:
         print(report)
 
 
+def show_verb(argv: list[str]) -> None:
+    """Draw what the pretext task asked and the method answered, and what the backbone looks at."""
+    from selfsight import api
+    from selfsight.pictures import MOST_IMAGES
+
+    @dataclass(frozen=True)
+    class Arguments:
+        run: Positional[Path]
+        """Run folder."""
+        data: Positional[str | None] = None
+        """The images; by default those that it was trained on. Of data with a split the test part is shown."""
+        out: Path | None = None
+        """Folder for the PNGs and pictures.json, their captions; by default pictures-<data> in the run's."""
+        images: int = MOST_IMAGES
+        """How many to show, at most 10."""
+        seed: int = 0
+        """Fixes the random views."""
+        shared: OmitArgPrefixes[Shared] = field(default_factory=Shared)
+
+    asked = tyro.cli(Arguments, args=argv, prog="selfsight show", description=show_verb.__doc__)
+    pictures = api.load(asked.run).show(asked.data, asked.out, images=asked.images, seed=asked.seed)
+    show(
+        {"pictures": [{"file": str(p.file), "caption": p.caption} for p in pictures]},
+        asked.shared,
+        "\n".join(f"{p.file}\n  {p.caption}" for p in pictures),
+    )
+
+
+def compare_verb(argv: list[str]) -> None:
+    """Train several pretext tasks alike and compare them: accuracy with few labels, health, speed, memory, pictures.
+
+    Each method's run is a folder in --out; the same command again goes on where it was interrupted.
+    """
+    from selfsight.compare import CompareConfig, compare
+    from selfsight.evaluate.curve import EvaluateConfig
+    from selfsight.report import print_comparison
+    from selfsight.training import Pretrain
+
+    @dataclass(frozen=True)
+    class Evaluation(EvaluateConfig):
+        """EvaluateConfig without a flag for its seed: the one --seed fixes all."""
+
+        seed: Suppress[Fixed[int]] = 0
+
+    @dataclass(frozen=True)
+    class Arguments:
+        data: Positional[str]
+        """Labeled images; the labels are not used in pretraining."""
+        compare: Annotated[CompareConfig, tyro.conf.arg(name="")] = field(default_factory=CompareConfig)
+        training: Annotated[Pretrain, tyro.conf.arg(name="")] = field(default_factory=Pretrain)
+        evaluation: Annotated[Evaluation, tyro.conf.arg(name="")] = field(default_factory=Evaluation)
+        shared: OmitArgPrefixes[Shared] = field(default_factory=Shared)
+
+    asked = tyro.cli(Arguments, args=argv, prog="selfsight compare", description=compare_verb.__doc__)
+    evaluation = dataclasses.replace(asked.evaluation, seed=asked.training.seed)
+    comparison = compare(asked.data, asked.compare, asked.training, evaluation)
+    report = Path(comparison.out) / "report.html"
+    if asked.shared.json:
+        print(json.dumps({"report": str(report)} | comparison.as_dict()))
+    else:
+        print_comparison(comparison)
+        print(report)
+
+
 def report_verb(argv: list[str]) -> None:
     """Write the run's report anew."""
     from selfsight import api
@@ -192,6 +258,8 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "methods": methods_verb,
     "embed": embed_verb,
     "evaluate": evaluate_verb,
+    "show": show_verb,
+    "compare": compare_verb,
     "report": report_verb,
     "export": export_verb,
     "demo": demo_verb,

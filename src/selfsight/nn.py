@@ -30,6 +30,25 @@ def mlp(*sizes: int, norm: bool = True, last_norm: bool = False) -> nn.Sequentia
     return nn.Sequential(*layers)
 
 
+def map_decoder(dim: int, out: int, doublings: int, width: int = 128) -> nn.Sequential:
+    """Return a light decoder of feature maps: (B, dim, h, w) → (B, out, h · 2^doublings, w · 2^doublings).
+
+    Narrows to `width` channels, then doubles the side by nearest upsampling and a 3 x 3 convolution (Odena et al. 2016,
+    "Deconvolution and Checkerboard Artifacts"), halving the width down to 32; the last layer is linear, 1 x 1.
+    """
+    layers: list[nn.Module] = [nn.Conv2d(dim, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+    for _ in range(doublings):
+        narrower = max(width // 2, 32)
+        layers += [
+            nn.Upsample(scale_factor=2),
+            nn.Conv2d(width, narrower, 3, padding=1, bias=False),
+            nn.BatchNorm2d(narrower),
+            nn.ReLU(inplace=True),
+        ]
+        width = narrower
+    return nn.Sequential(*layers, nn.Conv2d(width, out, 1))
+
+
 class Teacher(nn.Module):
     """An exponential moving average of a student, kept in float32 and without gradients."""
 
@@ -44,12 +63,16 @@ class Teacher(nn.Module):
         return y
 
     @torch.no_grad()
-    def update(self, student: nn.Module, momentum: float) -> None:
-        """Move the weights: teacher ← momentum · teacher + (1 - momentum) · student; buffers are copied."""
+    def update(self, student: nn.Module, momentum: float, buffers: bool = True) -> None:
+        """Move the weights: teacher ← momentum · teacher + (1 - momentum) · student; buffers are copied.
+
+        Not so with `buffers=False`: for a teacher that sees images in training and has BatchNorm statistics of its own.
+        """
         for weight, new in zip(self.model.parameters(), student.parameters(), strict=True):
             weight.lerp_(new.to(weight.dtype), 1 - momentum)
-        for buffer, now in zip(self.model.buffers(), student.buffers(), strict=True):
-            buffer.copy_(now)
+        if buffers:
+            for buffer, now in zip(self.model.buffers(), student.buffers(), strict=True):
+                buffer.copy_(now)
 
 
 def process() -> tuple[int, int]:

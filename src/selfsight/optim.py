@@ -24,6 +24,8 @@ class Optim:
     """Peak learning rate for a batch of 256 images; it grows in proportion to the batch."""
     weight_decay: float = 0.05
     """Decay of weights, not of biases and norms."""
+    final_weight_decay: float | None = None
+    """Weight decay at the end of a cosine from `weight_decay`; None keeps it constant."""
     momentum: float = 0.9
     """Momentum of sgd, lars and muon; adamw's first beta."""
     beta2: float = 0.999
@@ -69,11 +71,29 @@ def rate(optim: Optim, progress: float, batch_size: int) -> float:
     if progress < optim.warmup:
         return peak * progress / optim.warmup
     t = (progress - optim.warmup) / max(1 - optim.warmup, 1e-9)
-    cosine = (1 + math.cos(math.pi * min(t, 1.0))) / 2
-    return peak * (optim.final + (1 - optim.final) * cosine)
+    return peak * cosine(1.0, optim.final, min(t, 1.0))
 
 
-def set_rate(groups: Iterable[dict[str, object]], value: float) -> None:
+def decay(optim: Optim, progress: float) -> float:
+    """Return the weight decay at this progress."""
+    if optim.final_weight_decay is None:
+        return optim.weight_decay
+    return cosine(optim.weight_decay, optim.final_weight_decay, progress)
+
+
+def cosine(start: float, end: float, progress: float) -> float:
+    """Return `start` at progress 0, `end` at 1, between them half a cosine."""
+    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def set_rate(groups: Iterable[dict[str, Any]], value: float) -> None:
     """Set the learning rate of an optimizer's parameter groups."""
     for group in groups:
         group["lr"] = value
+
+
+def set_decay(groups: Iterable[dict[str, Any]], value: float) -> None:
+    """Set the weight decay of those of `build`'s parameter groups that decay."""
+    for group in groups:
+        if group["params"][0].ndim > 1:
+            group["weight_decay"] = value

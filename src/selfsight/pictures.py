@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from matplotlib import colormaps
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -19,9 +21,17 @@ from selfsight.run import replace_file
 TILE = 64
 """A smaller image is enlarged by a whole factor to at least this many pixels a side."""
 MOST_TILE = 160
-"""A larger one is reduced to this many."""
+"""A larger one is reduced to this many,"""
+MOST_ALONE = 1000
+"""or, where it is a picture by itself, to this many."""
+MOST_IMAGES = 10
+"""Images that a picture shows."""
 GAP = 4
 """Pixels between two images of a grid."""
+CELL, FRAME = 40, 4
+"""Side of a matrix's cell, and the width of its frame, in pixels."""
+MARK, GREY = (1.0, 0.25, 0.2), 0.75
+"""The frame's colour, and the diagonal's."""
 LOSSLESS = 200_000
 """Bytes of PNG above which the page holds a lossy WebP instead."""
 
@@ -61,7 +71,8 @@ def read_pictures(folder: Path) -> list[Picture]:
 
 def grid(images: NDArray[np.float32]) -> Image.Image:
     """Return the images (rows, columns, C, S, S) in [0, 1] as one, between them transparent gaps."""
-    tiles = [[resized(tile) for tile in row] for row in rgb(images)]
+    most = MOST_ALONE if images.shape[:2] == (1, 1) else MOST_TILE
+    tiles = [[resized(tile, most=most) for tile in row] for row in rgb(images)]
     side = tiles[0][0].width
     step = side + GAP
     sheet = Image.new("RGBA", (step * len(tiles[0]) - GAP, step * len(tiles) - GAP))
@@ -71,14 +82,14 @@ def grid(images: NDArray[np.float32]) -> Image.Image:
     return sheet
 
 
-def resized(tile: NDArray[np.uint8], side: int = TILE) -> Image.Image:
-    """Return an image (S, S, 3), enlarged to at least `side` pixels or reduced to MOST_TILE."""
+def resized(tile: NDArray[np.uint8], side: int = TILE, most: int = MOST_TILE) -> Image.Image:
+    """Return an image (S, S, 3), enlarged to at least `side` pixels or reduced to `most`."""
     image = Image.fromarray(tile)
     if image.width < side:
         factor = -(-side // image.width)
         return image.resize((image.width * factor,) * 2, Image.Resampling.NEAREST)
-    if image.width > MOST_TILE:
-        return image.resize((MOST_TILE, MOST_TILE), Image.Resampling.LANCZOS)
+    if image.width > most:
+        return image.resize((most, most), Image.Resampling.LANCZOS)
     return image
 
 
@@ -93,6 +104,60 @@ def rgb(images: NDArray[np.float32]) -> NDArray[np.uint8]:
     images = np.moveaxis(images, -3, -1)
     byte = (images.clip(0, 1) * 255).round().astype(np.uint8)
     return np.broadcast_to(byte, (*byte.shape[:-1], 3))
+
+
+def bars(heights: Tensor, size: int) -> Tensor:
+    """Draw heights (B, n) from 0 to 1 as white bars on black, side by side: (B, 1, size, size)."""
+    columns = heights[:, torch.arange(size) * heights.shape[1] // size]  # (B, size)
+    level = torch.linspace(1, 1 / size, size, device=heights.device)[:, None]
+    return (columns[:, None] >= level).float()[:, None]
+
+
+def in_colour(images: Tensor) -> Tensor:
+    """Return images (..., C, S, S) in [0, 1] of any bands as `rgb` shows them: (..., 3, S, S) in [0, 1]."""
+    shown = rgb(images.detach().float().cpu().numpy()).copy()
+    return torch.from_numpy(shown).movedim(-1, -3).float() / 255
+
+
+def heat(values: Tensor, name: str = "viridis") -> Tensor:
+    """Return values (..., h, w) from 0 to 1 in one of matplotlib's colour maps: (..., 3, h, w) in [0, 1]."""
+    colours = colormaps[name](values.detach().float().cpu().numpy().clip(0, 1))  # (..., h, w, 4)
+    return torch.from_numpy(np.asarray(colours, np.float32)[..., :3]).movedim(-1, -3)
+
+
+def matrix(values: Tensor, images: Tensor, framed: Tensor) -> Tensor:
+    """Draw how alike N images are, as a single tile (1, 1, 3, P, P) with P = (N + 1) · CELL.
+
+    `values` (N, N): dark where 0 or less, bright where 1, grey on the diagonal. `images` (N, C, S, S) in [0, 1] stand
+    before the rows and above the columns. `framed` (N, N) bool: the cells to mark.
+    """
+    n = len(images)
+    small = F.interpolate(in_colour(images), (CELL, CELL), mode="bilinear", antialias=True).clamp(0, 1)
+    across = torch.arange(n * CELL)
+    place, within = across // CELL, across % CELL
+    cells = heat(values)[:, place][:, :, place]  # (3, n · CELL, n · CELL)
+    cells = torch.where(torch.eye(n, dtype=torch.bool)[place][:, place], GREY, cells)
+    edge = torch.minimum(within, CELL - 1 - within)
+    edge = torch.minimum(edge[:, None], edge)  # pixels to the nearest border of the cell
+    frame = framed.cpu()[place][:, place] & (edge < FRAME)
+    cells = torch.where(frame, torch.tensor(MARK)[:, None, None], cells)
+    cells = torch.where((edge < 1), 1.0, cells)  # a thin line between all
+    tile = torch.ones(3, (n + 1) * CELL, (n + 1) * CELL)
+    tile[:, CELL:, CELL:] = cells
+    tile[:, :CELL, CELL:] = small.permute(1, 2, 0, 3).flatten(2)
+    tile[:, CELL:, :CELL] = small.transpose(0, 1).flatten(1, 2)
+    return tile[None, None]
+
+
+def spread(rows: NDArray[np.int64], n: int = MOST_IMAGES) -> NDArray[np.int64]:
+    """Return up to n of the rows, evenly spread over them."""
+    return rows[np.linspace(0, len(rows) - 1, min(len(rows), n)).astype(np.int64)]
+
+
+def examples(images: ImageSet, n: int = MOST_IMAGES) -> NDArray[np.int64]:
+    """Return up to n rows to show, spread over the test part, which no training saw; without one over all images."""
+    test = images.rows("test")
+    return spread(test if len(test) else images.rows("train"), n)
 
 
 def thumbnails(images: ImageSet, rows: NDArray[np.int64], side: int = TILE) -> list[Image.Image]:

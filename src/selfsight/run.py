@@ -3,6 +3,7 @@
 config.json            what was asked for, what was chosen, the backbone's spec
 metrics.csv            loss, rate and health over the training
 backbone.safetensors   the result
+method.safetensors     the whole method with its heads and teachers, to draw what it answers
 last.ckpt              where to resume
 skipped.csv            files that could not be decoded
 results.jsonl          evaluation rows
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from selfsight.backbones import Backbone, create, spec_from_json, spec_to_json
 from selfsight.errors import SelfsightError
@@ -56,6 +58,11 @@ class RunFolder:
         return self.path / "backbone.safetensors"
 
     @property
+    def method_file(self) -> Path:
+        """The trained method: backbone, heads, teachers, buffers."""
+        return self.path / "method.safetensors"
+
+    @property
     def checkpoint_file(self) -> Path:
         """Where to resume."""
         return self.path / "last.ckpt"
@@ -87,8 +94,7 @@ class RunFolder:
 
     def save_backbone(self, backbone: Backbone) -> None:
         """Write the weights; the spec goes into the config."""
-        state = {k: v.detach().cpu().contiguous() for k, v in backbone.model.state_dict().items()}
-        replace_file(self.weights_file, lambda p: save_file(state, p, {"format": "pt"}))
+        _save_weights(self.weights_file, backbone.model)
         self.write_config(self.config() | {"backbone": spec_to_json(backbone.spec)})
 
     def load_backbone(self) -> Backbone:
@@ -102,6 +108,22 @@ class RunFolder:
         backbone = create(spec_from_json(config["backbone"]))
         backbone.model.load_state_dict(load_file(self.weights_file))
         return backbone.eval()
+
+    def save_method(self, method: nn.Module) -> None:
+        """Write the weights of the whole method."""
+        _save_weights(self.method_file, method)
+
+    def load_method(self, method: nn.Module) -> None:
+        """Load the weights into a method built with this run's settings.
+
+        Raises SelfsightError where the run has none, or they don't fit.
+        """
+        if not self.method_file.exists():
+            raise SelfsightError(f"{self.method_file}: no such file; pretrain again to draw what the method answers")
+        try:
+            method.load_state_dict(load_file(self.method_file))
+        except RuntimeError as error:
+            raise SelfsightError(f"{self.method_file}: written by another version; pretrain again") from error
 
     def random_backbone(self) -> Backbone:
         """Build the same backbone untrained."""
@@ -131,6 +153,12 @@ class RunFolder:
             rows = [r for r in self.metrics() if int(float(r["step"])) <= step]
             columns = _header(self.metrics_file)
             replace_file(self.metrics_file, lambda p: _write_csv(p, columns, rows))
+
+
+def _save_weights(path: Path, module: nn.Module) -> None:
+    # Cloned: safetensors refuses tensors that share memory, as a head and its teacher's may.
+    state = {k: v.detach().cpu().contiguous().clone() for k, v in module.state_dict().items()}
+    replace_file(path, lambda p: save_file(state, p, {"format": "pt"}))
 
 
 def _header(path: Path) -> list[str]:

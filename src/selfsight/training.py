@@ -17,21 +17,24 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from numpy.typing import NDArray
 from torch import Tensor
 
 from selfsight import backbones, methods, optim
 from selfsight.backbones import Backbone
 from selfsight.data import ImageSet, Loader, in_order, open_images, write_skipped
 from selfsight.data.images import Batch
-from selfsight.errors import SelfsightError
+from selfsight.errors import SelfsightError, StoppedError
 from selfsight.evaluate.features import evaluating
+from selfsight.memory import peak_memory, start_peak
 from selfsight.methods import Facts, Method
 from selfsight.nn import Teacher, fast_bf16, process, synchronize_batchnorm
-from selfsight.pictures import save_pictures
+from selfsight.pictures import save_pictures, spread
 from selfsight.progress import say
 from selfsight.run import RunFolder
 from selfsight.watch import Bar, Journal, Keeper
 
+DEFAULT_MINUTES = 10.0
 GRANULE = 16
 """Views are enlarged to a multiple of this side: a small-stem ResNet halves it four times without a rest."""
 
@@ -41,7 +44,7 @@ class Pretrain:
     """How to pretrain, whatever the method."""
 
     out: Path | None = None
-    """Run folder; by default runs/<data>-<method>."""
+    """Run folder; by default runs/<data>-<method>. A comparison keeps its runs here, by default runs/<data>-compare."""
     backbone: str = "auto"
     """Any timm model; auto is resnet10t on a CPU; on a GPU resnet18 for small images, else resnet50."""
     pretrained: str | None = None
@@ -109,24 +112,15 @@ def pretrain(data: Any, method: str, config: Pretrain, method_config: Method.Con
     Raises SelfsightError for anything that the user can mend.
     """
     cls = methods.get(method)
-    name = Path(data).resolve().stem if isinstance(data, str | Path) else type(data).__name__.lower()
-    run = RunFolder(config.out or Path("runs") / f"{name}-{method}")
+    run = RunFolder(config.out or Path("runs") / f"{name_of(data)}-{method}")
     if config.resume and run.config_file.exists():
         config, method_config = _resumed(run, method, config)
     if run.weights_file.exists() or (run.checkpoint_file.exists() and not config.resume):
         done = "is finished" if run.weights_file.exists() else "has begun; continue it with --resume"
         raise SelfsightError(f"--out {run.path}: {done}, or choose another folder")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    largest = config.image_size or (224 if device.type == "cuda" else 96)
-    images = open_images(
-        data,
-        image_size=largest,
-        cache=config.cache,
-        cache_dir=config.cache_dir,
-    )
-    rows = images.rows("train")
-    size = config.image_size or min(-(-images.side // GRANULE) * GRANULE, largest)
-    facts = Facts(len(rows), size, images.channels)
+    images, facts = prepare(data, config)
+    rows, size = images.rows("train"), facts.image_size
     settings = (method_config or cls.Config()).fit_to(facts)
     recipe = _recipe(cls.optim, config)
     batch_size = config.batch_size or min(cls.batch_size, max(16, 2 ** int(math.log2(max(len(rows) // 8, 1)))))
@@ -135,7 +129,7 @@ def pretrain(data: Any, method: str, config: Pretrain, method_config: Method.Con
         raise SelfsightError(f"{data}: {len(rows)} images are too few for {config.devices * config.nodes} processes")
 
     L.seed_everything(config.seed, verbose=False)
-    backbone = _backbone(config, images, size, device)
+    backbone = new_backbone(config, images, size)
     module = Trainee(cls(backbone, settings), images, run, config, recipe, batch_size)
     if process()[0] == 0 and int(os.environ.get("LOCAL_RANK", 0)) == 0:
         chosen = {"batch_size": batch_size * config.devices * config.nodes, "image_size": size, "device": str(device)}
@@ -163,10 +157,33 @@ def pretrain(data: Any, method: str, config: Pretrain, method_config: Method.Con
     if not module.trainer.is_global_zero:
         return None
     if module.keeper.stopped:
-        raise SelfsightError(f"{run.path}: stopped at {module.progress:.0%}; continue with --resume --out {run.path}")
-    _draw(module)
+        raise StoppedError(f"{run.path}: stopped at {module.progress:.0%}; continue with --resume --out {run.path}")
+    pace = module.pace
+    measured = {
+        "steps": module.steps,
+        "epochs": pace["epoch"],
+        "seconds": pace["seconds"],
+        "images_per_second": pace["images_per_second"],
+        "peak_memory_bytes": peak_memory(device),
+    }
+    run.write_config(run.config() | {"measured": measured})
+    save_pictures(run.path / "pictures", draw(module.method.cpu(), images, spread(rows), config.seed))
+    run.save_method(module.method)
     run.save_backbone(module.kept())
     return run
+
+
+def name_of(data: Any) -> str:
+    """Return how data is called in the names of folders: a path's last part, or the kind of object."""
+    return Path(data).resolve().stem if isinstance(data, str | Path) else type(data).__name__.lower()
+
+
+def prepare(data: Any, config: Pretrain) -> tuple[ImageSet, Facts]:
+    """Open the images, and return what a method may know of them."""
+    largest = config.image_size or (224 if torch.cuda.is_available() else 96)
+    images = open_images(data, image_size=largest, cache=config.cache, cache_dir=config.cache_dir)
+    size = config.image_size or min(-(-images.side // GRANULE) * GRANULE, largest)
+    return images, Facts(len(images.rows("train")), size, images.channels)
 
 
 def _resumed(run: RunFolder, method: str, config: Pretrain) -> tuple[Pretrain, Method.Config]:
@@ -178,15 +195,15 @@ def _resumed(run: RunFolder, method: str, config: Pretrain) -> tuple[Pretrain, M
     return Pretrain(**begun), methods.get(method).Config(**saved["method_config"])
 
 
-def _draw(module: "Trainee") -> None:
-    """Save pictures of what the method saw and answered, of ten images spread over the data."""
-    rows = module.images.rows("train")
-    chosen = rows[np.linspace(0, len(rows) - 1, min(len(rows), 10)).astype(np.int64)]
-    method = module.method.cpu()
-    torch.manual_seed(module.config.seed)
-    with evaluating(method):
-        for batch in in_order(module.images, chosen, len(chosen), torch.device("cpu")):
-            save_pictures(module.run.path / "pictures", method.picture(batch))
+def draw(method: Method, images: ImageSet, rows: NDArray[np.int64], seed: int) -> dict[str, Tensor]:
+    """Return a method's pictures of these rows: by caption, images (rows, up to 10, C, S, S) in [0, 1].
+
+    The random views are fixed by `seed`; the method is on the CPU.
+    """
+    with torch.random.fork_rng(devices=[]), evaluating(method):
+        torch.manual_seed(seed)
+        (batch,) = in_order(images, rows, len(rows), torch.device("cpu"))
+        return method.picture(batch)
 
 
 def _recipe(own: optim.Optim, config: Pretrain) -> optim.Optim:
@@ -196,12 +213,14 @@ def _recipe(own: optim.Optim, config: Pretrain) -> optim.Optim:
         name=config.optimizer or own.name,
         lr=config.lr or own.lr,
         weight_decay=own.weight_decay if config.weight_decay is None else config.weight_decay,
+        final_weight_decay=own.final_weight_decay if config.weight_decay is None else None,
         warmup=own.warmup if config.warmup is None else config.warmup,
         clip=own.clip if config.clip is None else config.clip,
     )
 
 
-def _backbone(config: Pretrain, images: ImageSet, size: int, device: torch.device) -> Backbone:
+def new_backbone(config: Pretrain, images: ImageSet, size: int) -> Backbone:
+    """Return the backbone that a training starts from, for images of `size` pixels."""
     if config.pretrained and Path(config.pretrained).is_dir():
         begun = RunFolder(Path(config.pretrained)).load_backbone()
         if config.backbone not in ("auto", begun.spec.name) or begun.spec.channels != images.channels:
@@ -213,7 +232,7 @@ def _backbone(config: Pretrain, images: ImageSet, size: int, device: torch.devic
         return backbone
     name = config.backbone
     if name == "auto":
-        name = "resnet10t" if device.type == "cpu" else "resnet18" if size <= backbones.SMALL else "resnet50"
+        name = "resnet10t" if not torch.cuda.is_available() else "resnet18" if size <= backbones.SMALL else "resnet50"
     if config.pretrained == "timm" and images.channels == 3:
         mean, std = backbones.IMAGENET_MEAN, backbones.IMAGENET_STD
     else:
@@ -248,7 +267,6 @@ def _fit(module: "Trainee", config: Pretrain, device: torch.device) -> None:
             strategy=config.strategy,
             precision="bf16-mixed" if bf16 else "32-true",
             accumulate_grad_batches=config.accumulate,
-            gradient_clip_val=module.recipe.clip or None,
             logger=loggers,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -276,7 +294,7 @@ class Trainee(L.LightningModule):
         self.method, self.images, self.run, self.config = method, images, run, config
         self.recipe, self.batch_size = recipe, batch_size
         self.average = Teacher(method.encoder()) if config.ema else None
-        self.minutes = config.minutes or 10.0
+        self.minutes = config.minutes or DEFAULT_MINUTES
         self.steps = 0  # batches so far
         self.seconds = 0.0  # of training so far, over all sessions of this run
         self.progress = 0.0
@@ -289,6 +307,15 @@ class Trainee(L.LightningModule):
     def global_batch(self) -> int:
         """Images a step over all processes."""
         return self.batch_size * self.trainer.world_size
+
+    @property
+    def pace(self) -> dict[str, float]:
+        """Epochs and seconds so far, and images a second."""
+        return {
+            "epoch": self.steps / self.loader.steps_per_epoch,
+            "seconds": self.seconds,
+            "images_per_second": self.steps * self.global_batch / max(self.seconds, 1e-9),
+        }
 
     def kept(self) -> Backbone:
         """Return the backbone that the run keeps: the averaged one if there is one."""
@@ -307,6 +334,13 @@ class Trainee(L.LightningModule):
         """Return the recipe's optimizer; the rate is set at each step."""
         return optim.build(self.method, self.recipe)
 
+    def configure_gradient_clipping(
+        self, optimizer: torch.optim.Optimizer, gradient_clip_val: object = None, gradient_clip_algorithm: object = None
+    ) -> None:
+        """Limit the gradient's norm. Lightning's own way refuses fused optimizers under autocast, bfloat16 or not."""
+        if self.recipe.clip:
+            torch.nn.utils.clip_grad_norm_(self.method.parameters(), self.recipe.clip)
+
     def train_dataloader(self) -> "Endless":
         """Return the stream of batches from where the run stands."""
         rows, seed, (rank, world) = self.images.rows("train"), self.config.seed, process()
@@ -319,6 +353,7 @@ class Trainee(L.LightningModule):
 
     def on_train_start(self) -> None:
         """Start the clock."""
+        start_peak(self.device)
         self.started = time.monotonic() - self.seconds
         for watcher in (self.journal, self.keeper, self.bar):
             watcher.start(self)
@@ -331,7 +366,9 @@ class Trainee(L.LightningModule):
             return -1
         torch.manual_seed(self.config.seed * 1_000_003 + self.steps)
         self.rate = optim.rate(self.recipe, self.progress, self.global_batch * self.config.accumulate)
-        optim.set_rate(self.trainer.optimizers[0].param_groups, self.rate)
+        groups = self.trainer.optimizers[0].param_groups
+        optim.set_rate(groups, self.rate)
+        optim.set_decay(groups, optim.decay(self.recipe, self.progress))
         return None
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

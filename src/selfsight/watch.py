@@ -50,6 +50,10 @@ class Training(Protocol):
     def global_batch(self) -> int:
         """Images a step over all processes."""
 
+    @property
+    def pace(self) -> dict[str, float]:
+        """Epochs and seconds so far, and images a second."""
+
     def kept(self) -> Backbone:
         """Return the backbone that the run keeps."""
 
@@ -87,9 +91,7 @@ class Journal:
             means /= training.trainer.world_size
         row = {
             "step": float(training.steps),
-            "epoch": training.steps / training.loader.steps_per_epoch,
-            "seconds": training.seconds,
-            "images_per_second": training.steps * training.global_batch / max(training.seconds, 1e-9),
+            **training.pace,
             "lr": training.rate,
             **dict(zip(names, means.tolist(), strict=True)),
         }
@@ -183,7 +185,7 @@ class Bar:
         tenth = int(t.progress * 10)
         if not t.trainer.is_global_zero or (t.steps % 5 and tenth == self.tenth):
             return
-        speed = t.steps * t.global_batch / max(t.seconds, 1e-9)
+        speed = t.pace["images_per_second"]
         left = t.seconds / max(t.progress, 1e-9) * (1 - t.progress)
         note = f"loss {t.scalars['loss']:.3f} · {speed:,.0f} images/s · {left / 60:.1f} min left"
         self.bar.update(self.task, completed=100 * t.progress, note=note)

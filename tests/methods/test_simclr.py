@@ -8,7 +8,10 @@ import torch.nn.functional as F
 from lightly.loss import NTXentLoss
 from torch import Tensor
 
-from selfsight.methods.simclr import nt_xent
+from selfsight import backbones
+from selfsight.data.images import Batch
+from selfsight.methods.simclr import SimCLR, nt_xent
+from selfsight.pictures import CELL, MARK
 
 
 def plain_nt_xent(z: Tensor, temperature: float) -> Tensor:
@@ -54,3 +57,21 @@ def test_accuracy_counts_views_that_find_their_partner() -> None:
 def test_equal_embeddings_have_the_loss_of_chance() -> None:
     z = F.normalize(torch.ones(10, 4), dim=1)
     assert math.isclose(float(nt_xent(z, 0.2)[0]), math.log(9), rel_tol=1e-5)
+
+
+def test_the_picture_shows_how_alike_the_views_are() -> None:
+    torch.manual_seed(0)
+    backbone = backbones.create(backbones.plan("test_resnet", 32, 1, (0.5,), (0.25,)))
+    method = SimCLR(backbone, SimCLR.Config()).eval()
+    batch = Batch(torch.randint(0, 256, (12, 1, 40, 40), dtype=torch.uint8), torch.ones(12), torch.arange(12))
+    with torch.no_grad():
+        views, (caption, drawn) = method.picture(batch).values(), list(method.picture(batch).items())[1]
+    assert next(iter(views)).shape == (3, 10, 1, 32, 32)
+    assert drawn.shape == (1, 1, 3, 21 * CELL, 21 * CELL), "ten images' twenty views, with themselves before and above"
+    cells = drawn[0, 0].unflatten(2, (21, CELL)).unflatten(1, (21, CELL)).permute(1, 3, 0, 2, 4)[1:, 1:]
+    marked = (cells == torch.tensor(MARK)[:, None, None]).all(2).flatten(2).any(2)
+    assert torch.equal(marked, torch.eye(20, dtype=torch.bool).roll(10, 1)), "positives are framed"
+    assert "positives" in caption
+    with torch.no_grad():
+        one = Batch(batch.images[:1], batch.aspect[:1], batch.index[:1])
+        assert len(method.picture(one)) == 1, "a single pair has no negatives"

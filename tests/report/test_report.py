@@ -100,13 +100,13 @@ def test_one_file_without_links_for_any_images(tmp_path: Path, n: int, channels:
     assert "script" not in found.tags
     assert "link" not in found.tags
     assert not re.search(r"@import|url\(", text)
-    assert {"training", "views", "map", "neighbours", "next", "config"} <= set(found.ids)
+    assert {"training", "views", "looks", "map", "neighbours", "next", "config"} <= set(found.ids)
 
 
 def test_a_bare_run_leaves_out_what_it_has_not(tmp_path: Path) -> None:
     images = image_set(4)
     found = page(finished(tmp_path, images), images)
-    assert found.ids == ["neighbours", "next", "config"]
+    assert found.ids == ["looks", "neighbours", "next", "config"]
     assert found.links, "the neighbours are shown"
 
 

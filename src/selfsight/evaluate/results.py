@@ -90,6 +90,11 @@ def amount_words(labels: float | int) -> str:
     return f"{labels} per class" if isinstance(labels, int) else f"{labels * 100:.4g} %"
 
 
+def accuracy_words(s: Summary) -> str:
+    """Return an accuracy in per cent: '43.1 ± 1.2', '43.1' without an interval."""
+    return f"{s.mean * 100:.1f}" + (f" ± {s.margin * 100:.1f}" if s.margin is not None else "")
+
+
 def summary(rows: Iterable[Row]) -> list[Summary]:
     """Return mean and 95 % t-interval over the seeds, by protocol, labels, then method with the baselines last."""
     groups: dict[tuple[str, str, str, str], list[Row]] = {}
@@ -118,7 +123,7 @@ def print_table(rows: Iterable[Row], console: Console | None = None) -> None:
     amounts = sorted({s.labels for s in found if isinstance(s.labels, float)})
     counts = sorted({s.labels for s in found if isinstance(s.labels, int)})
     columns = [amount_words(labels) for labels in [*amounts, *counts]]
-    cells = {(s.protocol, s.method, amount_words(s.labels)): _cell(s) for s in found}
+    cells = {(s.protocol, s.method, amount_words(s.labels)): accuracy_words(s) for s in found}
     title = "Accuracy in % ± 95 % interval, by labels used"
     table = Table(title=title, min_width=len(title))  # rich wraps a title that is wider than its table
     table.add_column("protocol")
@@ -183,7 +188,3 @@ def draw_curve(rows: Iterable[Row], axes: Axes) -> None:
 
 def _rank(method: str) -> int:
     return 1 + BASELINES.index(method) if method in BASELINES else 0
-
-
-def _cell(s: Summary) -> str:
-    return f"{s.mean * 100:.1f}" + (f" ± {s.margin * 100:.1f}" if s.margin is not None else "")

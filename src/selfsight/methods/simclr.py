@@ -17,6 +17,7 @@ from selfsight.data.images import Batch
 from selfsight.methods.method import Facts, Method
 from selfsight.nn import gather, mlp, process
 from selfsight.optim import Optim
+from selfsight.pictures import matrix
 
 
 class SimCLR(Method):
@@ -88,9 +89,21 @@ class SimCLR(Method):
         return {"loss": loss, "accuracy": accuracy, "chance": torch.tensor(math.log(others))}
 
     def picture(self, batch: Batch) -> dict[str, Tensor]:
-        """Show the images and two views of each."""
-        rows = torch.stack([whole(batch, self.view.size), self.view(batch), self.view(batch)])
-        return {"Top to bottom: the image, and two random views that must find each other": rows[:, :10]}
+        """Show the images and two views of each, and how alike the network finds all these views."""
+        rows = torch.stack([whole(batch, self.view.size), self.view(batch), self.view(batch)])[:, :10]
+        pictures = {"Top to bottom: the image, and two random views that must find each other": rows}
+        views = rows[1:].flatten(0, 1)  # (2B, C, S, S)
+        z = F.normalize(self.head(self.backbone(views)).float(), dim=1)
+        cosines, itself = z @ z.T, torch.eye(len(z), dtype=torch.bool, device=z.device)
+        partner = itself.roll(len(z) // 2, 1)
+        if len(z) > 2:
+            positive, negative = cosines[partner].mean(), cosines[~(partner | itself)].mean()
+            caption = (
+                f"How alike the network finds these views: framed the pairs of one image (positives, on average "
+                f"{positive:.2f}), all others are negatives ({negative:.2f}); cosine, dark 0 or less, bright 1"
+            )
+            pictures[caption] = matrix(cosines, views, partner)
+        return pictures
 
 
 def nt_xent(z: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

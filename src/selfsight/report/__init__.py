@@ -1,5 +1,7 @@
-"""The report of a run: one page with what it learned, what it finds alike, and how good it is with few labels."""
+"""Pages and pictures: what a run learned, what it looks at, and how good it is with few labels; runs side by side."""
 
+from selfsight.report.comparison import Comparison, Entry, print_comparison, write_comparison
+from selfsight.report.looks import draw_looks
 from selfsight.report.page import write_report
 
-__all__ = ["write_report"]
+__all__ = ["Comparison", "Entry", "draw_looks", "print_comparison", "write_comparison", "write_report"]

@@ -14,14 +14,24 @@ import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from selfsight.backbones import Backbone
 from selfsight.data import ImageSet
 from selfsight.errors import SelfsightError
 from selfsight.evaluate.features import extract
 from selfsight.evaluate.health import Health, Verdict, light_view, measure, verdict
-from selfsight.evaluate.results import BASELINES, Row, Summary, amount_words, read_rows, summary
-from selfsight.pictures import data_uri, read_pictures
+from selfsight.evaluate.results import (
+    BASELINES,
+    Row,
+    Summary,
+    accuracy_words,
+    amount_words,
+    read_rows,
+    summary,
+)
+from selfsight.pictures import data_uri, examples, grid, read_pictures
+from selfsight.report.looks import draw_looks
 from selfsight.report.plots import Plot, efficiency_plots, series, training_plots
 from selfsight.report.similar import HEIGHT, THUMBNAIL, WIDTH, draw_map, nearest, share_alike
 from selfsight.run import RunFolder, replace_file
@@ -89,7 +99,8 @@ def write_report(run: RunFolder, images: ImageSet, device: torch.device) -> Path
         "headlines": HEADLINES,
         "cards": _cards(health, random, metrics),
         "plots": training_plots(metrics),
-        "pictures": _pictures(run.path / "pictures"),
+        "pictures": saved_pictures(run.path / "pictures"),
+        "looks": drawn(draw_looks(backbone, images, examples(images))),
         "efficiency": _efficiency(read_rows(run.results_file)),
         "map": draw_map(images, rows, features),
         "embedded": len(rows),
@@ -105,6 +116,12 @@ def write_report(run: RunFolder, images: ImageSet, device: torch.device) -> Path
         "side": THUMBNAIL,
         "config_text": json.dumps(config, indent=2, ensure_ascii=False),
     }
+    write_page(path, "report.html", page)
+    return path
+
+
+def write_page(path: Path, template: str, values: dict[str, Any]) -> None:
+    """Write a page from one of this folder's templates."""
     environment = Environment(
         loader=PackageLoader("selfsight", "report"),
         autoescape=True,
@@ -112,9 +129,8 @@ def write_report(run: RunFolder, images: ImageSet, device: torch.device) -> Path
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    text = environment.get_template("report.html").render(page)
+    text = environment.get_template(template).render(values)
     replace_file(path, lambda p: p.write_text(text, encoding="utf-8"))
-    return path
 
 
 def _features(
@@ -199,17 +215,13 @@ def _efficiency(rows: Sequence[Row]) -> list[Efficiency]:
         fractions = {s.labels for s in results if isinstance(s.labels, float)}
         counts = {s.labels for s in results if isinstance(s.labels, int)}
         amounts = [amount_words(a) for a in (*sorted(fractions), *sorted(counts))]
-        cells = {(s.protocol, s.method, amount_words(s.labels)): _cell(s) for s in results}
+        cells = {(s.protocol, s.method, amount_words(s.labels)): accuracy_words(s) for s in results}
         lines = [
             (protocol, method, method in BASELINES, [cells.get((protocol, method, a), "") for a in amounts])
             for protocol, method in dict.fromkeys((s.protocol, s.method) for s in results)
         ]
         found.append(Efficiency(data, sentence(results), efficiency_plots(part), amounts, lines))
     return found
-
-
-def _cell(s: Summary) -> str:
-    return f"{s.mean * 100:.1f}" + (f" ± {s.margin * 100:.1f}" if s.margin is not None else "")
 
 
 def sentence(results: Sequence[Summary]) -> str:
@@ -237,13 +249,18 @@ def sentence(results: Sequence[Summary]) -> str:
     return f"{words}: no clear difference, the intervals overlap."
 
 
-def _pictures(folder: Path) -> list[tuple[str, str]]:
-    """Return the data URI and caption of each picture."""
+def saved_pictures(folder: Path) -> list[tuple[str, str]]:
+    """Return the data URI and caption of each picture in a folder."""
     found = []
     for picture in read_pictures(folder):
         with Image.open(picture.file) as image:
             found.append((data_uri(image), picture.caption))
     return found
+
+
+def drawn(pictures: dict[str, Tensor]) -> list[tuple[str, str]]:
+    """Return the data URI and caption of each picture."""
+    return [(data_uri(grid(images.numpy())), caption) for caption, images in pictures.items()]
 
 
 def _skipped(path: Path) -> list[dict[str, str]]:

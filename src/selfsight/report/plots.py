@@ -13,7 +13,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from selfsight.evaluate.results import TITLES, Row, draw_curve
+from selfsight.evaluate.results import (
+    BASELINES,
+    COLOURS,
+    GREYS,
+    TITLES,
+    Row,
+    Summary,
+    amount_words,
+    draw_curve,
+    summary,
+)
 from selfsight.pictures import data_uri
 
 STYLE: Any = {
@@ -141,6 +151,58 @@ def efficiency_plots(rows: Sequence[Row]) -> list[Plot]:
     return plots
 
 
+def comparison_figure(rows: Sequence[Row], methods: Sequence[str]) -> Figure:
+    """Draw a bar a method, a row of panels a protocol, a column an amount of labels; the baselines as dashed lines.
+
+    Linear probe and fine-tuning; nearest neighbours only where neither was measured.
+    """
+    found = summary(rows)
+    there = {s.protocol for s in found}
+    protocols: list[str] = [p for p in ("linear", "finetune") if p in there] or sorted(there)
+    amounts = sorted({(isinstance(s.labels, int), s.labels) for s in found if s.protocol in protocols})
+    with mpl.rc_context(STYLE | {"axes.grid.axis": "x"}):
+        size = (1.2 + 4.2 * len(amounts), 0.5 + len(protocols) * (0.9 + 0.34 * len(methods)))
+        figure = Figure(figsize=size)
+        panels = figure.subplots(len(protocols), len(amounts), squeeze=False, sharey=True, sharex=True)
+        for line, protocol in zip(panels, protocols, strict=True):
+            for axes, (_, labels) in zip(line, amounts, strict=True):
+                part = {s.method: s for s in found if s.protocol == protocol and repr(s.labels) == repr(labels)}
+                _bars(axes, part, methods)
+                amount = (
+                    f"{labels} labels a class" if isinstance(labels, int) else f"{amount_words(labels)} of the labels"
+                )
+                axes.set_title(f"{TITLES.get(protocol, protocol)}, {amount}", loc="left", fontsize=11)
+        most = max(s.mean + (s.margin or 0) for s in found if s.protocol in protocols)
+        panels[0, 0].set_xlim(0, 1.16 * max(most, 1e-3))  # of all panels; room for the figures beside the bars
+        for axes in panels[-1]:
+            axes.set_xlabel("test accuracy")
+        marks = {
+            label: mark for axes in panels.flat for mark, label in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
+        if marks:
+            figure.legend(marks.values(), marks.keys(), loc="outside lower center", ncols=len(marks), handlelength=3)
+    return figure
+
+
+def _bars(axes: Axes, part: dict[str, Summary], methods: Sequence[str]) -> None:
+    """Draw a panel: the methods from the top down."""
+    for i, method in enumerate(methods):
+        if s := part.get(method):
+            axes.barh(i, s.mean, height=0.66, color=COLOURS[i % len(COLOURS)], alpha=0.85)
+            if s.margin is not None:
+                axes.errorbar(s.mean, i, xerr=s.margin, color="#4a5460", linewidth=1.3, capsize=3)
+            words = f"{s.mean * 100:.1f}"
+            axes.annotate(words, (s.mean + (s.margin or 0), i), (5, 0), textcoords="offset points", va="center")
+    for name in BASELINES:
+        if s := part.get(name):
+            colour, dashes = GREYS[name]
+            axes.axvline(s.mean, color=colour, linestyle=dashes, linewidth=1.6, label=f"{name} (no pretraining)")
+    axes.set_yticks(range(len(methods)), methods)
+    axes.set_ylim(len(methods) - 0.4, -0.6)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.tick_params(axis="y", length=0)
+
+
 def _axes(ylabel: str, percent: bool = False) -> Axes:
     axes = Figure(figsize=(4.8, 3)).add_subplot()
     axes.set_xlabel("epochs")
@@ -153,6 +215,11 @@ def _axes(ylabel: str, percent: bool = False) -> Axes:
 def _uri(axes: Axes) -> str:
     figure = axes.figure
     assert isinstance(figure, Figure)
+    return data_uri(as_image(figure))
+
+
+def as_image(figure: Figure) -> Image.Image:
+    """Return a drawn figure."""
     file = io.BytesIO()
     figure.savefig(file)
-    return data_uri(Image.open(file))
+    return Image.open(file)

@@ -1,0 +1,151 @@
+"""Compare pretext tasks: the same backbone, data, budget and seeds for each, beside what needs no pretraining."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from selfsight import api, methods
+from selfsight.backbones import Backbone
+from selfsight.data import ImageSet
+from selfsight.errors import SelfsightError, StoppedError
+from selfsight.evaluate.curve import EvaluateConfig, Task
+from selfsight.evaluate.health import light_view, measure
+from selfsight.evaluate.results import BASELINES, Row, read_rows
+from selfsight.methods import Facts
+from selfsight.progress import say
+from selfsight.report import Comparison, Entry, write_comparison
+from selfsight.run import RunFolder
+from selfsight.training import DEFAULT_MINUTES, Pretrain, name_of, new_backbone, prepare
+
+METHODS = ("rotation", "jigsaw", "colorization", "inpainting", "simclr", "dino")
+MEASURED = 512
+"""Images on which health is measured."""
+FREE = {"out", "resume", "cache", "cache_dir", "checkpoint_minutes", "wandb"}
+"""Settings of a training that change nothing of its result."""
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """What to compare."""
+
+    methods: tuple[str, ...] = METHODS
+    """Pretext tasks; those that do not suit the images, as colorization grey ones, are left out and named."""
+
+
+def compare(
+    data: Any,
+    config: CompareConfig | None = None,
+    training: Pretrain | None = None,
+    evaluation: EvaluateConfig | None = None,
+) -> Comparison:
+    """Pretrain with each method, measure each with few labels, and write the page that shows them side by side.
+
+    Each method's run is in `training.out`/<method>, beside them report.html, compare.png and compare.json with all
+    figures. What is finished is not done again, what was interrupted goes on: the same call resumes.
+    The baselines (raw pixels, the untrained network, training from scratch) depend on no method and are measured once.
+
+    A method that fails is in the result with its reason, and the others go on. Raises SelfsightError for data without
+    labels or with too few, for settings that are wrong for all, for runs of other settings in the folder, where a
+    training is stopped by Ctrl-C, and where no method came through.
+    """
+    config, training, evaluation = config or CompareConfig(), training or Pretrain(), evaluation or EvaluateConfig()
+    if training.devices * training.nodes > 1:
+        raise SelfsightError("--devices, --nodes: a comparison trains one method after another in a single process")
+    names = list(dict.fromkeys(config.methods))
+    if not names:
+        raise SelfsightError("--methods: name at least one")
+    for name in names:
+        methods.get(name)  # a name that there is not, is wrong for all
+    images, facts = prepare(data, training)
+    out = training.out or Path("runs") / f"{name_of(data)}-compare"
+    begun = new_backbone(training, images, facts.image_size)
+    # Made here already to say now, and not after hours, what is amiss with the labels.
+    task = Task(begun, images, evaluation, "", out, api.default_device())
+    untrained = task.fresh(evaluation.seed)
+    for name in names:
+        _require_same(RunFolder(out / name), training, images)
+    comparison = Comparison(
+        out=str(out),
+        data=images.source,
+        images=facts.images,
+        backbone=begun.spec.name,
+        image_size=facts.image_size,
+        budget=f"{training.epochs:g} epochs" if training.epochs else f"{training.minutes or DEFAULT_MINUTES:g} minutes",
+        device=str(api.default_device()),
+        measured=min(MEASURED, facts.images),
+        untrained=_health(untrained, images),
+    )
+    for number, name in enumerate(names, 1):
+        say(f"[{number}/{len(names)}] {name}")
+        rows: list[Row] = []
+        try:
+            entry = _unsuited(name, facts)
+            if entry is None:
+                own = replace(training, out=out / name, resume=True)
+                entry, rows = _one(data, images, name, own, evaluation, names)
+        except StoppedError as error:
+            raise SelfsightError(f"{out}: stopped in {name}; the same command goes on from there") from error
+        except SelfsightError as error:
+            entry = Entry(name, "failed", str(error))
+        if entry.reason:
+            say(f"{name} {entry.state}: {entry.reason}")
+        comparison = replace(comparison, entries=[*comparison.entries, entry], rows=[*comparison.rows, *rows])
+        write_comparison(comparison, images)  # after each, to be looked at while the others train
+    if all(entry.state != "done" for entry in comparison.entries):
+        raise SelfsightError(f"no method came through; {comparison.entries[0].method}: {comparison.entries[0].reason}")
+    return comparison
+
+
+def _unsuited(name: str, facts: Facts) -> Entry | None:
+    """Return why a method is left out; None if it suits the data."""
+    try:
+        methods.get(name).Config().fit_to(facts)
+    except SelfsightError as error:
+        return Entry(name, "skipped", str(error))
+    return None
+
+
+def _one(
+    data: Any, images: ImageSet, name: str, training: Pretrain, evaluation: EvaluateConfig, names: Sequence[str]
+) -> tuple[Entry, list[Row]]:
+    """Train and measure a method as far as that is not done; return its figures and results."""
+    assert training.out
+    folder = RunFolder(training.out)
+    run = api.load(folder.path) if folder.weights_file.exists() else api.pretrain(data, name, config=training)
+    holders = [n for n in names if _has_baselines(folder.path.with_name(n))]
+    rows = run.evaluate(data, replace(evaluation, baselines=evaluation.baselines and holders[:1] in ([], [name])))
+    page = folder.path / "report.html"
+    if not page.exists() or page.stat().st_mtime < folder.results_file.stat().st_mtime:
+        run.report(data)
+    measured = folder.config().get("measured", {})
+    figures = {k: v for k, v in measured.items() if v is not None} | _health(run.backbone(), images)
+    return Entry(name, "done", figures=figures), rows
+
+
+def _has_baselines(path: Path) -> bool:
+    return any(row.method in BASELINES for row in read_rows(RunFolder(path).results_file))
+
+
+def _health(backbone: Backbone, images: ImageSet) -> dict[str, float]:
+    device = api.default_device()
+    view = light_view(backbone.spec.image_size)
+    health = measure(backbone.to(device), view, images, images.rows("train"), device, n=MEASURED)
+    return {"rankme": health.rankme, "view_retrieval": health.view_retrieval}
+
+
+def _require_same(run: RunFolder, training: Pretrain, images: ImageSet) -> None:
+    """Raise SelfsightError where a run is there already that was trained on other data or with other settings."""
+    if not run.config_file.exists():
+        return
+    saved = run.config()
+    if saved["data"] != images.source:
+        raise SelfsightError(f"--out {run.path.parent}: holds a comparison on {saved['data']}; choose another folder")
+    asked = json.loads(json.dumps(asdict(training), default=str))
+    for key in asked.keys() - FREE:
+        if saved["pretrain"].get(key, asked[key]) != asked[key]:
+            raise SelfsightError(
+                f"--{key.replace('_', '-')} {asked[key]}: {run.path} was trained with {saved['pretrain'].get(key)}; "
+                "choose the same, or another --out"
+            )

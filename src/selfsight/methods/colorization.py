@@ -1,0 +1,186 @@
+"""Colorization: see the image in grey, and tell each pixel's colour as one of 313.
+
+Zhang, Isola, Efros: Colorful Image Colorization, ECCV 2016. Section and equation numbers are of its arXiv version.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from selfsight.backbones import Backbone
+from selfsight.data.augment import View, whole
+from selfsight.data.images import Batch
+from selfsight.data.lab import AbBins, lab_to_rgb, rgb_to_lab, to_lightness
+from selfsight.errors import SelfsightError
+from selfsight.methods.method import Facts, Method
+from selfsight.nn import map_decoder, process
+from selfsight.optim import Optim
+
+GREY = 5.0
+"""An image without a pixel of |a| or |b| above this has no colour to learn from (the authors' training code)."""
+NEIGHBOURS = 5
+"""Bins that a colour is spread over (section 2.2)."""
+SLOWEST = 1e-3
+"""A batch's share of the colour prior once a thousand have been seen; before, all count alike."""
+
+
+class Colorization(Method):
+    """Colour: see the image in grey, and tell each pixel's colour as one of 313.
+
+    The backbone sees ordinary three-channel images, but only grey ones in training: a grey image is what it knows, a
+    coloured one is new to it.
+    """
+
+    paper = "Zhang et al., Colorful Image Colorization, 2016"
+    optim = Optim("adamw", lr=2e-3, weight_decay=0.05, warmup=0.05)
+    batch_size = 128
+    prior: Tensor
+    batches: Tensor
+
+    @dataclass(frozen=True)
+    class Config(Method.Config):
+        """Colorization's hyperparameters."""
+
+        balance: float = 0.5
+        """The paper's lambda: 1 weighs all colours alike, 0 by how rare they are."""
+        sigma: float = 5.0
+        """Spread of a colour over its nearest bins, in units of a and b."""
+        temperature: float = 0.38
+        """Of the pictures' colours: 0 takes each pixel's likeliest colour, vivid but patchy; 1 the mean, dull."""
+        crop_min: float | None = None
+        """Smallest crop as a share of the image; by default 0.35, and 0.6 below 64 pixels."""
+        hflip: float = 0.5
+        """Probability of a left-right flip."""
+
+        def fit_to(self, facts: Facts) -> Self:
+            """Fill in what depends on the size of the images; SelfsightError for images that are not in colour."""
+            if facts.channels != 3:
+                bands = "are grey" if facts.channels == 1 else f"have {facts.channels} bands"
+                raise SelfsightError(
+                    f"colorization learns by telling the colours of red-green-blue images; these {bands}: "
+                    "try another method, for example rotation"
+                )
+            return replace(self, crop_min=self.crop_min or (0.6 if facts.image_size < 64 else 0.35))
+
+    def __init__(self, backbone: Backbone, config: Config) -> None:
+        super().__init__(backbone, config)
+        size = backbone.spec.image_size
+        config = config.fit_to(Facts(0, size, backbone.spec.channels))
+        assert config.crop_min is not None
+        self.config = config
+        self.view = View(size, scale=(config.crop_min, 1.0), hflip=config.hflip)  # colour jitter would change the task
+        self.bins = AbBins()
+        colours = len(self.bins.centres)
+        side = backbone.eval().maps(torch.zeros(1, 3, size, size)).shape[-1]
+        backbone.train()
+        # The paper's output has a quarter of the image's side; the nearest that doubling the map comes to.
+        self.decoder = map_decoder(backbone.dim, colours, max(0, round(math.log2(size / 4 / side))))
+        self.register_buffer("prior", torch.full((colours,), 1 / colours))
+        self.register_buffer("batches", torch.zeros(()))
+
+    def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """Return equation 2's loss, the mean over pixels, its value for one answer to all, and errors of colours.
+
+        `chance` knows how common each colour is, but not the image. The errors are root mean square distances from the
+        true (a, b): of what the network expects, of grey, and of the mean colour.
+        """
+        x = self.view(batch)  # (B, 3, S, S)
+        answers = self.answer(x)  # (B, h, w, Q)
+        truth = shrunk_ab(x, answers.shape[1])  # (B, h, w, 2)
+        coloured = (truth.abs() > GREY).any(-1).flatten(1).any(1)[:, None, None].expand(truth.shape[:3])
+        logp, ab, coloured = answers.flatten(0, 2), truth.flatten(0, 2), coloured.flatten()  # N = B·h·w pixels
+        near, share = soft_encoding(ab, self.bins, self.config.sigma)  # (N, 5) each
+        if self.training:
+            self.learn_prior(near, share * coloured[:, None])
+        balance = rebalancing(self.prior, self.config.balance)  # (Q,)
+        weight = balance[near[:, 0]] * coloured
+        # Of all constant answers p · balance has about the least weighted loss; that it sums to 1 is equation 4.
+        guess = (self.prior * balance).clamp(min=1e-12).log()
+        # So balanced the network overstates rare colours; divided by the balance its answer is what it expects.
+        some = len(ab) // 4 if self.training else len(ab)  # enough for a curve
+        expected = decode(logp.detach()[:some] - balance.log(), self.bins.centres, 1.0)
+        annealed = decode(logp.detach()[:some], self.bins.centres, self.config.temperature)
+        return {
+            "loss": weighted_cross_entropy(logp, near, share, weight),
+            "chance": weighted_cross_entropy(guess.expand_as(logp), near, share, weight),
+            "ab_error": distance(expected, ab[:some]),
+            "annealed_error": distance(annealed, ab[:some]),
+            "grey_error": distance(torch.zeros_like(ab), ab),
+            "mean_error": distance(self.prior @ self.bins.centres, ab),
+        }
+
+    def answer(self, x: Tensor) -> Tensor:
+        """Return log probabilities (B, h, w, Q) of the colours of (B, 3, S, S), of which only the lightness is seen."""
+        grey = to_lightness(x).expand(-1, 3, -1, -1)
+        logits: Tensor = self.decoder(self.backbone.maps(grey))  # (B, Q, h, w)
+        return logits.permute(0, 2, 3, 1).float().log_softmax(-1)
+
+    @torch.no_grad()
+    def learn_prior(self, near: Tensor, share: Tensor) -> None:
+        """Move the prior towards the colours (N, 5) of this batch, of all processes."""
+        mass = torch.zeros_like(self.prior).index_add_(0, near.flatten(), share.flatten())
+        if process()[1] > 1:
+            dist.all_reduce(mass)
+        if self.batches == 0 and not mass.any():
+            raise SelfsightError(
+                "colorization learns by telling colours, but these images have none, although they are stored as "
+                "red-green-blue: try another method, for example rotation"
+            )
+        mass += 1e-6 * self.prior  # a batch without colours changes nothing
+        self.batches += 1
+        self.prior.lerp_(mass / mass.sum(), (1 / self.batches).clamp(min=SLOWEST))
+
+    def picture(self, batch: Batch) -> dict[str, Tensor]:
+        """Show ten images in grey, in the colours that it gave them, and as they are."""
+        x = whole(batch, self.view.size)[:10]
+        answers = self.answer(x)
+        ab = decode(answers, self.bins.centres, self.config.temperature).permute(0, 3, 1, 2)  # (B, 2, h, w)
+        ab = F.interpolate(ab, x.shape[-2:], mode="bilinear")
+        answered = lab_to_rgb(torch.cat([rgb_to_lab(x)[:, :1], ab], 1))
+        rows = torch.stack([to_lightness(x).expand_as(x), answered, x])
+        return {"Top to bottom: the grey image that it sees, the colours that it answers, the true colours": rows}
+
+
+def shrunk_ab(x: Tensor, side: int) -> Tensor:
+    """Return the (a, b) of (B, 3, S, S), shrunk to `side` pixels: (B, side, side, 2)."""
+    return rgb_to_lab(F.adaptive_avg_pool2d(x, side))[:, 1:].permute(0, 2, 3, 1)
+
+
+def soft_encoding(ab: Tensor, bins: AbBins, sigma: float) -> tuple[Tensor, Tensor]:
+    """Return the five bins nearest to each colour (N, 2), nearest first, and its share of each: (N, 5) both.
+
+    Section 2.2: in proportion to a Gaussian of the distance. These are the five entries of Z that are not zero.
+    """
+    near, squared = bins.nearest(ab, NEIGHBOURS)
+    return near, F.softmax(-squared / (2 * sigma**2), 1)
+
+
+def rebalancing(prior: Tensor, balance: float) -> Tensor:
+    """Return equation 4's weight of each colour (Q,): 1 / ((1 - λ) p + λ / Q), times what makes its mean under p 1.
+
+    The paper smooths p by a Gaussian; here it is a mean of soft encodings, which are smooth as they come.
+    """
+    weight = 1 / ((1 - balance) * prior + balance / len(prior))
+    return weight / (prior * weight).sum()
+
+
+def weighted_cross_entropy(logp: Tensor, near: Tensor, share: Tensor, weight: Tensor) -> Tensor:
+    """Return equation 2: the cross entropy of log probabilities (N, Q) and soft encodings (N, 5), weighted by pixel."""
+    return -(weight * (share * logp.gather(1, near)).sum(1)).mean()
+
+
+def decode(logp: Tensor, centres: Tensor, temperature: float) -> Tensor:
+    """Return equation 5's annealed mean (..., 2) in ab of log probabilities (..., Q); centres (Q, 2)."""
+    p = F.softmax(logp / temperature, -1)
+    with torch.autocast(p.device.type, enabled=False):
+        return p @ centres
+
+
+def distance(a: Tensor, b: Tensor) -> Tensor:
+    """Return the root of the mean squared distance of colours (N, 2)."""
+    return (a - b).square().sum(-1).mean().sqrt()

@@ -1,0 +1,201 @@
+"""DINO: from any crop of an image a student must say what a teacher, its own moving average, says of large crops.
+
+Caron, Touvron, Misra, Jégou, Mairal, Bojanowski, Joulin: Emerging Properties in Self-Supervised Vision Transformers,
+ICCV 2021.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from selfsight.backbones import Backbone
+from selfsight.data.augment import View, whole
+from selfsight.data.images import Batch
+from selfsight.methods.method import Facts, Method
+from selfsight.nn import Teacher, gather
+from selfsight.optim import Optim, cosine
+from selfsight.pictures import bars
+
+
+class DINO(Method):
+    """Self-distillation: from small crops, answer what an averaged teacher answers for large ones."""
+
+    paper = "Caron et al., Emerging Properties in Self-Supervised Vision Transformers, 2021"
+    optim = Optim("adamw", lr=1e-3, weight_decay=0.04, final_weight_decay=0.4, warmup=0.1, clip=3.0)
+    batch_size = 128  # in eight views each
+
+    @dataclass(frozen=True)
+    class Config(Method.Config):
+        """DINO's hyperparameters; three of them grow with the logarithm of the number of images."""
+
+        prototypes: int | None = None
+        """Directions that views are assigned to; by default 1,024 up to 20,000 images, 65,536 for ImageNet."""
+        hidden: int = 2048
+        """Width of the head's two hidden layers."""
+        bottleneck: int = 256
+        """Length of the unit vectors that are compared with the prototypes."""
+        head_norm: bool | None = None
+        """BatchNorm in the head, so that images get different answers from the first step; by default up to 100,000."""
+        student_temperature: float = 0.1
+        """Divides the student's cosines."""
+        teacher_temperature: float | None = None
+        """Divides the teacher's: lower is sharper; by default 0.04 up to 20,000 images, 0.07 for ImageNet."""
+        teacher_temperature_start: float = 0.04
+        """The teacher's temperature at the start."""
+        teacher_warmup: float = 0.1
+        """Share of the training over which the teacher's temperature rises."""
+        momentum: float | None = None
+        """The teacher's at the start, 1 at the end; by default 0.99 up to 20,000 images, 0.996 for ImageNet."""
+        centre_momentum: float = 0.9
+        """Of the mean of the teacher's answers that is taken from them."""
+        freeze: float = 0.02
+        """Share of the training over which the prototypes stay as they are."""
+        local_views: int | None = None
+        """Small crops an image; by default 6, and 4 below 64 pixels."""
+        local_min: float | None = None
+        """Smallest local crop as a share of the image; by default 0.05, and 0.2 below 64 pixels."""
+        global_min: float = 0.4
+        """Largest local crop and smallest global crop as a share of the image."""
+        hflip: float = 0.5
+        """Probability of a left-right flip; 0 where left and right mean something, as in text."""
+
+        def fit_to(self, facts: Facts) -> Self:
+            """Fill in what depends on the number and the size of the images."""
+            small = facts.image_size < 64
+            grown = math.log(max(facts.images, 1) / 20_000) / math.log(1_280_000 / 20_000)
+            grown = min(max(grown, 0.0), 1.0)  # 0 up to 20,000 images, 1 from ImageNet on
+            return replace(
+                self,
+                prototypes=self.prototypes or 2 ** round(10 + 6 * grown),
+                teacher_temperature=self.teacher_temperature or 0.04 + 0.03 * grown,
+                momentum=0.99 + 0.006 * grown if self.momentum is None else self.momentum,
+                local_views=(4 if small else 6) if self.local_views is None else self.local_views,
+                head_norm=facts.images <= 100_000 if self.head_norm is None else self.head_norm,
+                local_min=self.local_min or (0.2 if small else 0.05),
+            )
+
+    centre: Tensor
+
+    def __init__(self, backbone: Backbone, config: Config) -> None:
+        super().__init__(backbone, config)
+        spec = backbone.spec
+        self.config = config = config.fit_to(Facts(0, spec.image_size, spec.channels))
+        assert config.prototypes
+        assert config.local_min
+        self.head = Head(backbone.dim, config.hidden, config.bottleneck, config.prototypes, bool(config.head_norm))
+        self.teacher = Teacher(nn.Sequential(backbone, self.head))
+        self.register_buffer("centre", torch.zeros(config.prototypes))
+        view = View(spec.image_size, (config.global_min, 1.0), hflip=config.hflip, brightness=0.4, contrast=0.4)
+        if spec.channels == 3:
+            view = replace(view, saturation=0.2, hue=0.1, grey=0.2)
+        # The paper's views, after BYOL's asymmetric pair; blur is for large images only, as elsewhere.
+        blur = float(spec.image_size >= 64)
+        self.views = (replace(view, blur=blur), replace(view, blur=0.1 * blur, solarize=0.2))
+        scale = (config.local_min, config.global_min)
+        self.local = replace(view, size=local_size(backbone), scale=scale, blur=0.5 * blur)
+
+    def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """Return the loss over all views, with the teacher's entropy, and the divergence of the student from it.
+
+        Of two ways to collapse one shows as a divergence of 0 at an entropy of ln(prototypes), the other at one of 0.
+        """
+        large = torch.cat([view(batch) for view in self.views])  # (2B, C, S, S)
+        features = [self.backbone(large)]
+        if self.config.local_views:
+            small = torch.cat([self.local(batch) for _ in range(self.config.local_views)])  # (L·B, C, s, s)
+            features.append(self.backbone(small))
+        frozen = progress < self.config.freeze
+        student = self.head(torch.cat(features), frozen).unflatten(0, (-1, len(batch.images)))  # (2 + L, B, K)
+        teacher = self.teacher(large).unflatten(0, (2, -1))  # (2, B, K)
+        if not self.centre.any():  # begun at zero, it is caught up with while the student learns one answer for all
+            self.move_centre(teacher, 0.0)
+        target = self.sharpen(teacher, progress)
+        loss = dino_loss(student, target, self.config.student_temperature)
+        self.move_centre(teacher, self.config.centre_momentum)
+        entropy = torch.special.entr(target).sum(2).mean()
+        chance = torch.tensor(math.log(len(self.centre)))
+        return {"loss": loss, "teacher_entropy": entropy, "divergence": loss.detach() - entropy, "chance": chance}
+
+    def sharpen(self, cosines: Tensor, progress: float) -> Tensor:
+        """Return the teacher's probabilities (..., K): cosines (..., K), centred and sharpened."""
+        start, end, share = self.config.teacher_temperature_start, self.config.teacher_temperature, 1.0
+        assert end
+        if progress < self.config.teacher_warmup:
+            share = progress / self.config.teacher_warmup
+        return F.softmax((cosines - self.centre) / (start + (end - start) * share), dim=-1)
+
+    @torch.no_grad()
+    def move_centre(self, cosines: Tensor, momentum: float) -> None:
+        """Move the centre towards the mean of the teacher's cosines (2, B, K) over all processes (equation 4)."""
+        mean = gather(cosines.mean((0, 1))[None]).mean(0)
+        self.centre.lerp_(mean, 1 - momentum)
+
+    def after_step(self, progress: float) -> None:
+        """Move the teacher, less and less. Its BatchNorm statistics are its own, of global views only."""
+        assert self.config.momentum is not None
+        momentum = cosine(self.config.momentum, 1.0, progress)
+        self.teacher.update(nn.Sequential(self.backbone, self.head), momentum, buffers=False)
+
+    def encoder(self) -> Backbone:
+        """Return the teacher's backbone: all through training it is better than the student's (section 5.1)."""
+        kept = self.teacher.model.get_submodule("0")
+        assert isinstance(kept, Backbone)
+        return kept
+
+    def picture(self, batch: Batch) -> dict[str, Tensor]:
+        """Show views of each image, and what the teacher answers for one and the student for others."""
+        size, temperature = self.views[0].size, self.config.student_temperature
+        one, two, local = self.views[0](batch), self.views[1](batch), self.local(batch)
+        target = self.sharpen(self.teacher(one), 1.0)  # (B, K)
+        answers = [F.softmax(self.head(self.backbone(x)) / temperature, dim=1) for x in (two, local)]
+        likely = target.topk(min(16, target.shape[1])).indices
+        drawn = [bars(p.gather(1, likely) / p.amax(1, keepdim=True), size) for p in (target, *answers)]
+        views = torch.stack([whole(batch, size), one, two, F.interpolate(local, (size, size))])
+        rows = torch.stack([one, *(x.expand_as(one) for x in drawn)])
+        return {
+            "The image, two global views, and a local view, which only the student sees": views[:, :10],
+            "A global view; the teacher's 16 likeliest prototypes for it; how likely the student finds these from "
+            "the other global view; and from a local view": rows[:, :10],
+        }
+
+
+class Head(nn.Module):
+    """Features (B, dim) to cosines (B, K) of a unit vector with unit prototypes (the paper's appendix C)."""
+
+    def __init__(self, dim: int, hidden: int, bottleneck: int, prototypes: int, norm: bool) -> None:
+        super().__init__()
+        self.layers = nn.Sequential()
+        for size in (dim, hidden):
+            self.layers.extend([nn.Linear(size, hidden), nn.BatchNorm1d(hidden) if norm else nn.Identity(), nn.GELU()])
+        self.layers.append(nn.Linear(hidden, bottleneck))
+        self.prototypes = nn.Parameter(F.normalize(torch.randn(prototypes, bottleneck)))
+
+    def forward(self, features: Tensor, frozen: bool = False) -> Tensor:
+        """Return the cosines in float32; the prototypes get no gradient if `frozen`."""
+        z = self.layers(features)
+        with torch.autocast(features.device.type, enabled=False):  # bfloat16 is too coarse to be divided by 0.04
+            prototypes = F.normalize(self.prototypes)
+            if frozen:  # a gradient of zero, not none: DistributedDataParallel waits for each parameter's
+                prototypes = prototypes.detach() + 0 * prototypes
+            return F.normalize(z.float()) @ prototypes.T
+
+
+def dino_loss(student: Tensor, target: Tensor, temperature: float) -> Tensor:
+    """Return the cross entropy of the student's answers to the teacher's, over pairs of different views (equation 3).
+
+    `student` (V, B, K): logits of all views; `target` (G, B, K): the teacher's probabilities for the first G of them.
+    The mean is over images and over the G · (V - 1) pairs.
+    """
+    logs = F.log_softmax(student / temperature, dim=2)
+    others = logs.sum(0) - logs[: len(target)]  # (G, B, K): of all views but the teacher's own
+    return -(target * others).sum() / (len(target) * (len(student) - 1) * student.shape[1])
+
+
+def local_size(backbone: Backbone) -> int:
+    """Return the side of local views: as the paper's 96 to 224, rounded up to whole patches or steps of 16 pixels."""
+    unit = backbone.spec.patch_size or 16
+    return max(math.ceil(backbone.spec.image_size * 3 / 7 / unit) * unit, backbone.reduction)

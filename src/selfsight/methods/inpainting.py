@@ -1,0 +1,189 @@
+"""Inpainting: fill in a hidden part of an image.
+
+Pathak, Krähenbühl, Donahue, Darrell, Efros: Context Encoders: Feature Learning by Inpainting, CVPR 2016.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from selfsight.backbones import Backbone
+from selfsight.data.augment import View, uniform, whole
+from selfsight.data.images import Batch
+from selfsight.errors import SelfsightError
+from selfsight.methods.method import Facts, Method
+from selfsight.nn import map_decoder
+from selfsight.optim import Optim
+
+
+class Inpainting(Method):
+    """Generative: fill in a hidden part of the image from what is around it."""
+
+    paper = "Pathak et al., Context Encoders: Feature Learning by Inpainting, 2016"
+    optim = Optim("adamw", lr=4e-3, weight_decay=0.05, warmup=0.05)
+    batch_size = 64  # as in the authors' code: small batches, many steps
+
+    @dataclass(frozen=True)
+    class Config(Method.Config):
+        """Inpainting's hyperparameters."""
+
+        mask: Literal["regions", "centre"] = "regions"
+        """What is hidden: random regions, the paper's choice for features, or the centre block, its for pictures."""
+        share: float = 0.25
+        """Share of the image that is hidden, between 0 and 1."""
+        grain: int | None = None
+        """Width in pixels of a small region; by default a quarter of the view, the authors' 16 at 64 pixels."""
+        overlap: int | None = None
+        """Visible pixels around the hidden part, answered too; by default 1/32 of the side for centre, else 0."""
+        adversarial: float = 0.0
+        """Weight of the adversarial loss, below 1: the paper's 0.001 for sharp pictures, its 0 for features."""
+        crop_min: float = 0.5
+        """Smallest crop as a share of the image."""
+        hflip: float = 0.5
+        """Probability of a left-right flip; 0 where left and right mean something, as in text."""
+
+        def __post_init__(self) -> None:
+            if not (0 < self.share < 1 and 0 <= self.adversarial < 1):
+                raise SelfsightError(f"share {self.share}, adversarial {self.adversarial}: must lie between 0 and 1")
+
+        def fit_to(self, facts: Facts) -> Self:
+            """Fill in what depends on the size of the images."""
+            around = facts.image_size // 32 if self.mask == "centre" else 0
+            overlap = around if self.overlap is None else self.overlap
+            return replace(self, grain=self.grain or max(1, facts.image_size // 4), overlap=overlap)
+
+    def __init__(self, backbone: Backbone, config: Config) -> None:
+        super().__init__(backbone, config)
+        size, channels = backbone.spec.image_size, backbone.spec.channels
+        self.config = config.fit_to(Facts(0, size, channels))
+        self.view = View(size, scale=(config.crop_min, 1.0), hflip=config.hflip)
+        training = backbone.training
+        with torch.no_grad():  # a dry run, in eval mode for BatchNorm's sake, tells the side of the map
+            side = backbone.eval().maps(backbone.mean.expand(1, -1, size, size)).shape[-1]
+        backbone.train(training)
+        # Up to at least half the view: the last doubling would cost more than the others together, for smooth answers.
+        self.decoder = map_decoder(backbone.dim, channels, doublings=max(0, math.ceil(math.log2(size / side)) - 1))
+        self.critic = discriminator(channels, size) if config.adversarial else None
+
+    def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """Return the paper's joint loss (equation 4) on normalized pixels, and the PSNR of the hidden ones in dB.
+
+        Both also for the one colour that fits the hidden pixels of the batch best: chance, psnr_chance.
+        """
+        x = self.view(batch)  # (B, C, S, S)
+        hidden = self.draw_masks(x)  # (B, 1, S, S)
+        answer, truth = self.answer(x, hidden), self.backbone.normalize(x)
+        weight = error_weight(hidden, self.config.overlap or 0)
+        colour = (weight * truth).sum((0, 2, 3), keepdim=True) / weight.sum()  # (1, C, 1, 1)
+        loss, chance = (reconstruction_loss(y, truth, weight) for y in (answer, colour))
+        out = {"psnr": psnr(self.pixels(answer), x, hidden), "psnr_chance": psnr(self.pixels(colour), x, hidden)}
+        if self.critic is not None:
+            share = self.config.adversarial
+            fooling, judging = adversarial_losses(self.critic, truth, torch.where(weight > 0, answer, truth))
+            # The discriminator's own loss adds its gradient but not its value, which tells nothing of the answers.
+            loss = (1 - share) * loss + share * fooling + (judging - judging.detach())
+            chance = (1 - share) * chance
+            out |= {"adversarial": fooling, "discriminator": judging}
+        return {"loss": loss, "chance": chance, **out}
+
+    def draw_masks(self, x: Tensor) -> Tensor:
+        """Return what to hide of each image of `x` (B, C, S, S): (B, 1, S, S) bool, the same share of each."""
+        n, size, share = len(x), x.shape[-1], self.config.share
+        if self.config.mask == "centre":
+            return centre_block(size, share).to(x.device).expand(n, 1, size, size)
+        return random_regions(n, size, share, self.config.grain or 1, x.device)
+
+    def answer(self, x: Tensor, hidden: Tensor) -> Tensor:
+        """Return the network's answer for all of `x` (B, C, S, S), normalized, float32; `hidden` it doesn't see.
+
+        There it sees the mean colour, which is normalized to zero.
+        """
+        y = self.decoder(self.backbone.maps(torch.where(hidden, self.backbone.mean, x)))  # (B, C, about S/2, S/2)
+        return F.interpolate(y.float(), size=x.shape[-2:], mode="bilinear")
+
+    def pixels(self, normalized: Tensor) -> Tensor:
+        """Return normalized images as images in [0, 1], without gradients."""
+        return (normalized.detach() * self.backbone.std + self.backbone.mean).clamp(0, 1)
+
+    def fill(self, x: Tensor, hidden: Tensor) -> Tensor:
+        """Return images (B, C, S, S) in [0, 1] with the part `hidden` (B, 1, S, S) filled in."""
+        return torch.where(hidden, self.pixels(self.answer(x, hidden)), x)
+
+    def picture(self, batch: Batch) -> dict[str, Tensor]:
+        """Show ten images: with a part hidden, filled in, and whole."""
+        x = whole(batch, self.view.size)[:10]
+        hidden = self.draw_masks(x)
+        seen, filled = torch.where(hidden, self.backbone.mean, x), self.fill(x, hidden)
+        error = f"{float(psnr(filled, x, hidden)):.1f} dB, the mean colour {float(psnr(seen, x, hidden)):.1f}"
+        return {f"Top to bottom: what it saw, what it filled in ({error}), the truth": torch.stack([seen, filled, x])}
+
+
+def centre_block(size: int, share: float) -> Tensor:
+    """Return (1, 1, size, size) bool: the middle square of about this share of the image (section 3.3)."""
+    side = max(1, round(size * math.sqrt(share)))
+    start = (size - side) // 2
+    return F.pad(torch.ones(1, 1, side, side, dtype=torch.bool), (start, size - side - start) * 2)
+
+
+def random_regions(n: int, size: int, share: float, grain: int, device: torch.device) -> Tensor:
+    """Return (n, 1, size, size) bool: random smooth shapes, together round(share · size²) pixels of each image.
+
+    As in the authors' code, the lowest part of noise with one value each `grain` pixels, enlarged (bicubic); in section
+    3.3 they are deformed segmentation masks of another data set. Every pixel is hidden equally often.
+    """
+    cells = -(-size // grain) + 2
+    noise = uniform(n * cells * cells, 0, 1).view(n, 1, cells, cells).to(device, non_blocking=True)
+    field = F.interpolate(noise, size=cells * grain, mode="bicubic")
+    # A random window of it, or the noise's grid would show: one for the batch, so the same in all processes.
+    top, left = (grain // 2 + torch.randint(grain, (2,))).tolist()
+    field = field[..., top : top + size, left : left + size].flatten(1)  # (n, size²)
+    lowest = field.topk(max(1, round(share * size * size)), largest=False, sorted=False).indices
+    return torch.zeros_like(field, dtype=torch.bool).scatter_(1, lowest, True).view(n, 1, size, size)
+
+
+def error_weight(hidden: Tensor, overlap: int) -> Tensor:
+    """Return each pixel's weight: 1 where `hidden` (B, 1, S, S), 10 where seen up to `overlap` pixels from it, else 0.
+
+    The paper's centre answers reach 7 of 227 pixels into the context, where errors count ten times (section 5.1).
+    """
+    inside = hidden.float()
+    return 10 * F.max_pool2d(inside, 2 * overlap + 1, stride=1, padding=overlap) - 9 * inside
+
+
+def reconstruction_loss(answer: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
+    """Return the weighted mean squared error of each image (B, C, S, S), averaged; `weight` is (B, 1, S, S).
+
+    Equation 1, |M · (x - F((1 - M) · x))|², of the weight M, per unit of weight.
+    """
+    errors = weight * (answer - truth).square()
+    return (errors.sum((1, 2, 3)) / (truth.shape[1] * weight.sum((1, 2, 3)))).mean()
+
+
+def psnr(answer: Tensor, truth: Tensor, hidden: Tensor) -> Tensor:
+    """Return the peak signal-to-noise ratio over all hidden pixels of images in [0, 1], in dB, at most 100."""
+    return -10 * reconstruction_loss(answer, truth, hidden.float()).clamp(min=1e-10).log10()
+
+
+def discriminator(channels: int, size: int, width: int = 32) -> nn.Sequential:
+    """Return a DCGAN-like discriminator: (B, channels, size, size) → (B,) logits, high for real images."""
+    layers: list[nn.Module] = [nn.Conv2d(channels, width, 4, 2, 1), nn.LeakyReLU(0.2)]
+    while (size := size // 2) >= 8:
+        layers += [nn.Conv2d(width, 2 * width, 4, 2, 1, bias=False), nn.BatchNorm2d(2 * width), nn.LeakyReLU(0.2)]
+        width *= 2
+    return nn.Sequential(*layers, nn.Conv2d(width, 1, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(0))
+
+
+def adversarial_losses(critic: nn.Module, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the loss of what made `fake`, -log D(fake) as in the authors' code, and that of the discriminator D.
+
+    Equation 3 per image. The first passes D with its parameters detached, the second gets `fake` detached: one
+    optimizer steps both players, each on its own gradient. The paper's D sees the answer alone, here in its context.
+    """
+    frozen = {name: parameter.detach() for name, parameter in critic.named_parameters()}
+    fooled: Tensor = torch.func.functional_call(critic, frozen, (fake,))
+    judging = F.softplus(-critic(real).float()).mean() + F.softplus(critic(fake.detach()).float()).mean()
+    return F.softplus(-fooled.float()).mean(), judging
