@@ -208,7 +208,12 @@ def test_hidden_pixels_do_not_leak(mask: Literal["regions", "centre"]) -> None:
     inputs: list[Tensor] = []
     with pytest.MonkeyPatch.context() as patch:
         maps = method.backbone.maps
-        patch.setattr(method.backbone, "maps", lambda seen: (inputs.append(seen), maps(seen))[1])
+
+        def watched(seen: Tensor) -> Tensor:
+            inputs.append(seen)
+            return maps(seen)
+
+        patch.setattr(method.backbone, "maps", watched)
         answers = [method.answer(images, hidden) for images in (x, torch.where(hidden, torch.rand_like(x), x))]
     assert torch.equal(inputs[0], inputs[1])
     assert torch.equal(answers[0], answers[1])
