@@ -1,0 +1,70 @@
+"""Muon: its steps are those of the plain iteration and of timm's, and its state survives being saved."""
+
+import copy
+
+import pytest
+import torch
+from timm.optim.muon import Muon as TimmMuon
+from torch import Tensor, nn
+
+from selfsight.muon import COEFFICIENTS, Muon, orthogonal
+
+
+def plain(x: Tensor) -> Tensor:
+    """Return the Newton-Schulz iteration on the matrix itself, in float64."""
+    x = x.double() / x.double().norm()
+    for a, b, c in COEFFICIENTS:
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x
+
+
+@pytest.mark.parametrize("shape", [(16, 40), (40, 16), (24, 24)])
+@pytest.mark.parametrize("condition", [1e0, 1e3, 1e6])
+def test_the_gram_matrix_gives_what_the_plain_iteration_gives(shape: tuple[int, int], condition: float) -> None:
+    torch.manual_seed(0)
+    u, _, v = torch.linalg.svd(torch.randn(shape), full_matrices=False)
+    x = (u * torch.logspace(0, -float(torch.tensor(condition).log10()), min(shape))) @ v
+    expected = plain(x)
+    assert float((orthogonal(x) - expected).norm() / expected.norm()) < 1e-3
+
+
+def test_steps_equal_timms() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(4, 8, 3, bias=False), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 4 * 4, 5))
+    theirs = copy.deepcopy(module)
+    optimizers = [
+        Muon([{"params": list(module.parameters()), "weight_decay": 0.1}], 0.01, 0.95, (0.9, 0.999)),
+        TimmMuon(theirs.parameters(), 0.01, 0.1, 0.95, nesterov=True, betas=(0.9, 0.999)),
+    ]
+    start = [p.detach().clone() for p in module.parameters()]
+    for seed in range(3):
+        x = torch.randn(16, 4, 6, 6, generator=torch.Generator().manual_seed(seed))
+        for network, optimizer in zip((module, theirs), optimizers, strict=True):
+            optimizer.zero_grad()
+            network(x).square().mean().backward()
+            optimizer.step()
+    for mine, other, before in zip(module.parameters(), theirs.parameters(), start, strict=True):
+        moved = other.detach() - before
+        # timm iterates in bfloat16, which has three digits
+        assert float((mine.detach() - other.detach()).norm()) < 0.03 * float(moved.norm())
+
+
+def test_a_saved_optimizer_goes_on_as_if_it_had_not_stopped() -> None:
+    def steps(layer: nn.Linear, optimizer: Muon, seeds: range) -> None:
+        for seed in seeds:
+            for parameter in layer.parameters():
+                parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed))
+            optimizer.step()
+
+    torch.manual_seed(0)
+    straight = nn.Linear(6, 4)
+    resumed = copy.deepcopy(straight)
+    first, second = (Muon([{"params": list(m.parameters())}], 0.01, 0.95) for m in (straight, resumed))
+    steps(straight, first, range(6))
+    steps(resumed, second, range(3))
+    third = Muon([{"params": list(resumed.parameters())}], 0.01, 0.95)
+    third.load_state_dict(second.state_dict())
+    steps(resumed, third, range(3, 6))
+    assert torch.equal(straight.weight, resumed.weight)
+    assert torch.equal(straight.bias, resumed.bias)
