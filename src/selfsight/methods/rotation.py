@@ -21,7 +21,7 @@ class Rotation(Method):
     """Geometric: recognize by how many quarter turns an image was rotated."""
 
     paper = "Gidaris et al., Unsupervised Representation Learning by Predicting Image Rotations, 2018"
-    optim = Optim("muon", lr=4e-3, weight_decay=0.05, momentum=0.95, warmup=0.05)
+    optim = Optim("muon", lr=8e-3, weight_decay=0.05, momentum=0.95, warmup=0.05)
     batch_size = 128  # in four rotations each
 
     @dataclass(frozen=True)

@@ -24,7 +24,7 @@ class SimCLR(Method):
     """Contrastive: views of one image attract, all other images repel."""
 
     paper = "Chen et al., A Simple Framework for Contrastive Learning of Visual Representations, 2020"
-    optim = Optim("muon", lr=4e-3, weight_decay=0.01, momentum=0.95, warmup=0.05)
+    optim = Optim("muon", lr=8e-3, weight_decay=0.01, momentum=0.95, warmup=0.05)
 
     @dataclass(frozen=True)
     class Config(Method.Config):
