@@ -3,11 +3,11 @@
     python benchmarks/throughput.py --photos DATA/photos --fashion DATA/fashion
 
 Same backbone, batch, views and optimizer (AdamW); each contestant lives in a process of its own, and they take turns,
-so that a busy machine slows all alike. lightly runs as its documentation shows it: its SimCLRTransform on PIL images, a
-DataLoader with two workers, float32, torch's default memory format; and once more tuned by hand to what selfsight does by
-default: channels_last, and bf16 autocast where the processor is faster with it. selfsight tunes the allocator of its
-process as its training does; lightly's is left as it is. The ceiling is selfsight's step on ready-made tensors: no
-loading, no views.
+so that a busy machine slows all alike. lightly runs as its documentation shows it: its SimCLRTransform on PIL images,
+a DataLoader with two workers, float32, torch's default memory format; and once more tuned by hand to what selfsight
+does by default: channels_last, and bf16 autocast where the processor is faster with it. selfsight tunes the allocator
+of its process as its training does; lightly's is left as it is. The ceiling is selfsight's step on ready-made
+tensors: no loading, no views.
 """
 
 import multiprocessing
