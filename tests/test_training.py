@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 
 from selfsight.errors import SelfsightError
 from selfsight.methods.simclr import SimCLR
+from selfsight.pretraining import pretrain
 from selfsight.run import RunFolder
-from selfsight.training import Pretrain, pretrain
+from selfsight.training import Pretrain
 
 BASE = ["--batch-size", "64", "--backbone", "test_resnet"]
 Digits = tuple[NDArray[np.uint8], NDArray[np.int64]]
@@ -27,7 +28,8 @@ Digits = tuple[NDArray[np.uint8], NDArray[np.int64]]
 SCRIPT = """
 import sys, tyro
 from selfsight.errors import SelfsightError
-from selfsight.training import Pretrain, pretrain
+from selfsight.pretraining import pretrain
+from selfsight.training import Pretrain
 try:
     pretrain(sys.argv[1], "simclr", tyro.cli(Pretrain, args=sys.argv[2:]))
 except SelfsightError as error:
