@@ -46,7 +46,8 @@ class Muon(torch.optim.AdamW):
     def _matrix_step(self, weight: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
         state = self.state[weight]
         if not state:
-            state["momentum"] = torch.zeros_like(weight)
+            # AdamW looks for a step in every state that it loads.
+            state |= {"momentum": torch.zeros_like(weight), "step": torch.zeros(())}
         momentum: Tensor = state["momentum"].lerp_(grad, 1 - group["momentum"])
         step = orthogonal(grad.lerp(momentum, group["momentum"]).flatten(1))  # (m, n)
         # An orthogonal m x n matrix has entries of size 1 / sqrt(max(m, n)); AdamW's steps are about 0.2 · lr.
