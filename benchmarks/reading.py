@@ -4,8 +4,10 @@
 
 Trains a tiny network for three steps under a profiling hook and adds up the code lines (no blanks, comments,
 docstrings) of every function entered, and of the classes and constants of these files, from the call of `pretrain` to
-the saved weights. Left out is what surrounds learning and is the same for all methods: decoding and caching images,
-the watchers (metrics, health, checkpoints, bar), the run folder, pictures.
+the saved weights. Left out is what surrounds learning and is the same for all methods (AROUND): the run folder, whether
+it is new or resumed and what is written to it; decoding and caching images and how they reach the device; messages and
+memory figures; the watchers (metrics, health, checkpoints, bar, pictures), with what only these enter (WATCHERS), such
+as a method's `picture`.
 """
 
 import ast
@@ -21,14 +23,26 @@ import numpy as np
 import torch
 
 import selfsight
-from selfsight.training import Pretrain, pretrain
+from selfsight.pretraining import pretrain
+from selfsight.training import Pretrain
 
 SOURCE = Path(selfsight.__file__).parent
+WATCHERS = ("watch.py", "pictures.py", "evaluate")
 AROUND = {
-    "watch.py", "run.py", "pictures.py", "progress.py", "errors.py", "evaluate", "api.py",
-    "data/__init__.py", "data/sources.py", "data/cache.py", "data/decode.py", "data/folder.py", "data/formats.py",
-    "data/listing.py", "data/labels.py",
+    *WATCHERS, "api.py", "pretraining.py", "run.py", "memory.py", "progress.py", "errors.py",
+    "data/__init__.py", "data/sources.py", "data/cache.py", "data/feed.py", "data/decode.py", "data/folder.py",
+    "data/formats.py", "data/listing.py", "data/labels.py",
 }  # fmt: skip
+
+
+def watching(frame: FrameType | None) -> bool:
+    """Return whether a watcher is among the callers of this frame."""
+    watchers = tuple(str(SOURCE / name) for name in WATCHERS)
+    while frame is not None:
+        if frame.f_code.co_filename.startswith(watchers):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def entered(method: str) -> dict[Path, set[CodeType]]:
@@ -36,7 +50,7 @@ def entered(method: str) -> dict[Path, set[CodeType]]:
     codes: dict[Path, set[CodeType]] = defaultdict(set)
 
     def hook(frame: FrameType, event: str, _: object) -> None:
-        if event == "call" and frame.f_code.co_filename.startswith(str(SOURCE)):
+        if event == "call" and frame.f_code.co_filename.startswith(str(SOURCE)) and not watching(frame):
             codes[Path(frame.f_code.co_filename)].add(frame.f_code)
 
     images = torch.randint(0, 256, (64, 24, 24, 3), dtype=torch.uint8).numpy()

@@ -33,10 +33,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from selfsight import backbones, optim
 from selfsight.data import ImageSet, Loader, open_images
+from selfsight.memory import tune_allocator
 from selfsight.methods.method import Facts
 from selfsight.methods.simclr import SimCLR
 from selfsight.nn import autocast
-from selfsight.training import tune_allocator
 
 OPTIM = optim.Optim("adamw", lr=1e-3, weight_decay=0.01)
 Step = Callable[[], None]

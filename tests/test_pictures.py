@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -110,5 +111,5 @@ def test_examples_are_spread_over_the_test_part_where_there_is_one() -> None:
     split = np.array(["train"] * 50 + ["test"] * 50)
     images = ImageSet("a", np.zeros((100, 1, 8, 8), np.uint8), np.ones(100, np.float32), ["x"] * 100)
     assert examples(images, 3).tolist() == [0, 49, 99]
-    assert examples(images.with_split(split), 3).tolist() == [50, 74, 99]
-    assert examples(images.with_split(split), 10).tolist()[:2] == [50, 55]
+    assert examples(replace(images, split=split), 3).tolist() == [50, 74, 99]
+    assert examples(replace(images, split=split), 10).tolist()[:2] == [50, 55]

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from selfsight.errors import SelfsightError
-from selfsight.methods.simclr import SimCLR
+from selfsight.pretraining import pretrain
 from selfsight.run import RunFolder
-from selfsight.training import Pretrain, pretrain
+from selfsight.training import Pretrain
 
 BASE = ["--batch-size", "64", "--backbone", "test_resnet"]
 Digits = tuple[NDArray[np.uint8], NDArray[np.int64]]
@@ -27,7 +27,8 @@ Digits = tuple[NDArray[np.uint8], NDArray[np.int64]]
 SCRIPT = """
 import sys, tyro
 from selfsight.errors import SelfsightError
-from selfsight.training import Pretrain, pretrain
+from selfsight.pretraining import pretrain
+from selfsight.training import Pretrain
 try:
     pretrain(sys.argv[1], "simclr", tyro.cli(Pretrain, args=sys.argv[2:]))
 except SelfsightError as error:
@@ -51,22 +52,6 @@ def train(data: object, out: Path, **changes: object) -> RunFolder:
     run = pretrain(data, "simclr", config)
     assert run is not None
     return run
-
-
-def test_leaves_a_run_that_loads(digits: Digits, tmp_path: Path) -> None:
-    run = train(digits[0][:256], tmp_path / "run", epochs=2)
-    x = torch.rand(2, 1, 16, 16)
-    assert run.load_backbone()(x).shape == (2, 96)
-    rows = run.metrics()
-    assert int(float(rows[-1]["step"])) == 8
-    assert float(rows[-1]["rankme"]) > 1
-    assert rows[-1]["chance"] == f"{np.log(127):.6g}"
-    assert run.config()["chosen"]["batch_size"] == 64
-    measured = run.config()["measured"]
-    assert (measured["steps"], measured["epochs"]) == (8, 2)
-    assert measured["images_per_second"] == pytest.approx(8 * 64 / measured["seconds"])
-    assert 2**26 < measured["peak_memory_bytes"] < 2**36
-    assert not list(run.path.glob(".*")), "no temporary files stay"
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd", "lars"])
@@ -164,33 +149,6 @@ def test_minutes_are_kept(digits: Digits, tmp_path: Path) -> None:
     assert time.monotonic() - start < 20
 
 
-def test_uses_only_the_train_part(digits: Digits, tmp_path: Path) -> None:
-    path = tmp_path / "split.npz"
-    split = np.array(["train"] * 128 + ["test"] * 72)
-    np.savez(path, images=digits[0][:200], labels=digits[1][:200], split=split)
-    assert train(path, tmp_path / "run").config()["images"] == 128
-
-
-def test_refuses_to_overwrite_a_run(digits: Digits, tmp_path: Path) -> None:
-    train(digits[0][:64], tmp_path / "run", batch_size=32)
-    with pytest.raises(SelfsightError, match="is finished"):
-        train(digits[0][:64], tmp_path / "run")
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"minutes": 1.0}, "--minutes and --epochs"),
-        ({"batch_size": 0}, "--batch-size 0"),
-        ({"backbone": "resnet1000"}, "--backbone resnet1000"),
-        ({"pretrained": "/no/such.safetensors"}, "no such file"),
-    ],
-)
-def test_wrong_settings_are_named(digits: Digits, tmp_path: Path, changes: dict[str, object], words: str) -> None:
-    with pytest.raises(SelfsightError, match=words):
-        train(digits[0][:64], tmp_path / "run", **changes)
-
-
 def test_a_loss_that_is_not_finite_stops_with_a_remedy(digits: Digits, tmp_path: Path) -> None:
     with pytest.raises(SelfsightError, match="lower --lr"):
         train(digits[0][:256], tmp_path / "run", epochs=20, optimizer="sgd", lr=1e12, warmup=0.0)
@@ -217,11 +175,3 @@ def test_starts_from_another_run(digits: Digits, tmp_path: Path) -> None:
 def test_views_have_the_images_size_in_steps_that_a_network_halves(tmp_path: Path, side: int, size: int) -> None:
     images = np.random.default_rng(0).integers(0, 255, (16, side, side), dtype=np.uint8)
     assert train(images, tmp_path / "run", batch_size=8).config()["chosen"]["image_size"] == size
-
-
-def test_settings_of_the_method_are_kept_in_the_config(digits: Digits, tmp_path: Path) -> None:
-    config = Pretrain(out=tmp_path / "run", epochs=1, batch_size=32)
-    run = pretrain(digits[0][:64], "simclr", config, SimCLR.Config(temperature=0.7))
-    assert run is not None
-    assert run.config()["method_config"]["temperature"] == 0.7
-    assert run.config()["method_config"]["crop_min"] == 0.2, "what was chosen is kept as well"

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from selfsight import methods, training
+from selfsight import methods, pretraining
 from selfsight.backbones import Backbone
 from selfsight.data import ImageSet, open_images
 from selfsight.embed import Embedding
@@ -23,6 +23,7 @@ from selfsight.pictures import MOST_IMAGES, Picture, examples, read_pictures, sa
 from selfsight.report import draw_looks, write_report
 from selfsight.run import RunFolder
 from selfsight.training import Pretrain
+from selfsight.watch import draw
 
 
 def default_device() -> torch.device:
@@ -106,9 +107,9 @@ class Run:
             raise SelfsightError(f"--images {images}: must be 1 to {MOST_IMAGES}")
         method, found = self.trained_method(), self.images(data)
         rows = examples(found, images)
-        name = training.name_of(found.source if data is None else data)
+        name = pretraining.name_of(found.source if data is None else data)
         folder = Path(out) if out else self.path / f"pictures-{name}"
-        save_pictures(folder, training.draw(method, found, rows, seed) | draw_looks(self.backbone(), found, rows))
+        save_pictures(folder, draw(method, found, rows, seed) | draw_looks(self.backbone(), found, rows))
         return read_pictures(folder)
 
     def report(self, data: Any = None) -> Path:
@@ -154,7 +155,7 @@ def pretrain(
         minutes=config.minutes if minutes is None else minutes,
         epochs=config.epochs if epochs is None else epochs,
     )
-    folder = training.pretrain(data, method, config, settings)
+    folder = pretraining.pretrain(data, method, config, settings)
     if folder is None:  # a helper process of a distributed run has nothing left to do
         raise SystemExit(0)
     return Run(folder)

@@ -71,16 +71,21 @@ def plan(
         raise SelfsightError(f"--backbone {name}: timm has no model of this name{hint}")
     is_vit = "vit" in name or name.startswith(("deit", "eva", "beit"))
     if is_vit and patch_size is None:
-        own = next((int(p[5:]) for p in name.split("_") if p.startswith("patch") and p[5:].isdigit()), 16)
-        choices = [p for p in (own, 16, 14, 8, 7, 4, 2) if p <= own and image_size % p == 0]
-        fine = [p for p in choices if pretrained or image_size // p >= 6]
-        if not choices:
-            raise SelfsightError(
-                f"--image-size {image_size}: no patch size of {name} divides it; try {-(-image_size // 8) * 8}"
-            )
-        patch_size = fine[0] if fine else choices[-1]
+        patch_size = _patch_size(name, image_size, pretrained)
     small = is_model_in_modules(name, "resnet") and image_size <= SMALL and not pretrained
     return BackboneSpec(name, image_size, channels, mean, std, small, patch_size)
+
+
+def _patch_size(name: str, image_size: int, pretrained: bool) -> int:
+    """Return the side of a ViT's patches that suits this image size."""
+    own = next((int(p[5:]) for p in name.split("_") if p.startswith("patch") and p[5:].isdigit()), 16)
+    choices = [p for p in (own, 16, 14, 8, 7, 4, 2) if p <= own and image_size % p == 0]
+    fine = [p for p in choices if pretrained or image_size // p >= 6]
+    if not choices:
+        raise SelfsightError(
+            f"--image-size {image_size}: no patch size of {name} divides it; try {-(-image_size // 8) * 8}"
+        )
+    return fine[0] if fine else choices[-1]
 
 
 class Backbone(nn.Module):

@@ -14,10 +14,11 @@ from selfsight.evaluate.curve import EvaluateConfig, Task
 from selfsight.evaluate.health import light_view, measure
 from selfsight.evaluate.results import BASELINES, Row, read_rows
 from selfsight.methods import Facts
+from selfsight.pretraining import name_of
 from selfsight.progress import say
 from selfsight.report import Comparison, Entry, write_comparison
 from selfsight.run import RunFolder
-from selfsight.training import DEFAULT_MINUTES, Pretrain, name_of, new_backbone, prepare
+from selfsight.training import DEFAULT_MINUTES, Pretrain, new_backbone, prepare
 
 METHODS = ("rotation", "jigsaw", "colorization", "inpainting", "simclr", "dino")
 MEASURED = 512

@@ -1,4 +1,4 @@
-"""The peak of memory over a stretch of the program: the GPU's where there is one, else the process's."""
+"""Memory: how malloc keeps it, and its peak over a stretch of the program, the GPU's or else the process's."""
 
 import ctypes
 import gc
@@ -7,6 +7,21 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
+
+
+def tune_allocator() -> None:
+    """On Linux let malloc keep freed memory: pages of large activations are then not mapped anew at each step.
+
+    Measured on two cores: a quarter more images a second at 96 pixels.
+    """
+    if sys.platform.startswith("linux") and not torch.cuda.is_available():
+        try:
+            libc = ctypes.CDLL("libc.so.6")
+        except OSError:  # another C library, as musl: nothing to tune
+            return
+        m_trim_threshold, m_mmap_max = -1, -4
+        libc.mallopt(m_mmap_max, 0)
+        libc.mallopt(m_trim_threshold, 2**31 - 1)
 
 
 def start_peak(device: torch.device) -> None:

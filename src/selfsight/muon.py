@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.adamw import adamw
 
 COEFFICIENTS = (
     (4.0848, -6.8946, 2.9270),
@@ -23,13 +22,13 @@ COEFFICIENTS = (
 Jordan's modded-nanogpt, fitted step by step by Cesista."""
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(torch.optim.AdamW):
     """Muon with Nesterov momentum for parameters of two or more dimensions, AdamW for the others, at the same rate."""
 
     def __init__(
         self, groups: Iterable[dict[str, Any]], lr: float, momentum: float, betas: tuple[float, float] = (0.9, 0.999)
     ) -> None:
-        super().__init__(groups, {"lr": lr, "momentum": momentum, "betas": betas, "weight_decay": 0.0})
+        super().__init__([{"weight_decay": 0.0, "momentum": momentum} | group for group in groups], lr, betas)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -38,41 +37,23 @@ class Muon(torch.optim.Optimizer):
             loss = closure() if closure is not None else None
         for group in self.param_groups:
             for weight in group["params"]:
-                if weight.grad is None:
-                    continue
-                (self._matrix_step if weight.ndim > 1 else self._vector_step)(weight, weight.grad, group)
+                if weight.ndim > 1 and weight.grad is not None:
+                    self._matrix_step(weight, weight.grad, group)
+                    weight.grad = None  # so that AdamW passes it over
+        super().step()
         return loss
 
     def _matrix_step(self, weight: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
         state = self.state[weight]
         if not state:
-            state["momentum"] = torch.zeros_like(weight)
+            # AdamW looks for a step in every state that it loads.
+            state |= {"momentum": torch.zeros_like(weight), "step": torch.zeros(())}
         momentum: Tensor = state["momentum"].lerp_(grad, 1 - group["momentum"])
         step = orthogonal(grad.lerp(momentum, group["momentum"]).flatten(1))  # (m, n)
         # An orthogonal m x n matrix has entries of size 1 / sqrt(max(m, n)); AdamW's steps are about 0.2 · lr.
         size = 0.2 * max(step.shape) ** 0.5
         weight.mul_(1 - group["lr"] * group["weight_decay"])
         weight.add_(step.view(weight.shape), alpha=-group["lr"] * size)
-
-    def _vector_step(self, weight: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
-        state = self.state[weight]
-        if not state:
-            state |= {"mean": torch.zeros_like(weight), "square": torch.zeros_like(weight), "step": torch.zeros(())}
-        adamw(
-            [weight],
-            [grad],
-            [state["mean"]],
-            [state["square"]],
-            [],
-            [state["step"]],
-            amsgrad=False,
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=1e-8,
-            maximize=False,
-        )
 
 
 def orthogonal(x: Tensor) -> Tensor:

@@ -12,22 +12,12 @@ from timm.layers.norm_act import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
 
 
-def mlp(*sizes: int, norm: bool = True, last_norm: bool = False) -> nn.Sequential:
-    """Return Linear layers of these sizes with (BatchNorm and) ReLU between them.
-
-    `mlp(512, 512, 128)` is 512 → 512 → 128. With `last_norm` the output is normalized too, without a learned
-    scale, as in SimCLR's and MoCo v3's projectors.
-    """
+def mlp(*sizes: int) -> nn.Sequential:
+    """Return Linear layers with BatchNorm and ReLU between them: `mlp(512, 512, 128)` is 512 → 512 → 128."""
     layers: list[nn.Module] = []
-    for i, (a, b) in enumerate(pairwise(sizes)):
-        last = i == len(sizes) - 2
-        normed = last_norm if last else norm
-        layers.append(nn.Linear(a, b, bias=not normed))
-        if normed:
-            layers.append(nn.BatchNorm1d(b, affine=not last))
-        if not last:
-            layers.append(nn.ReLU(inplace=True))
-    return nn.Sequential(*layers)
+    for a, b in pairwise(sizes[:-1]):
+        layers += [nn.Linear(a, b, bias=False), nn.BatchNorm1d(b), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers, nn.Linear(sizes[-2], sizes[-1]))
 
 
 def map_decoder(dim: int, out: int, doublings: int, width: int = 128) -> nn.Sequential:

@@ -42,10 +42,7 @@ class Optim:
 def build(module: nn.Module, optim: Optim) -> torch.optim.Optimizer:
     """Return the optimizer of the module's trainable parameters, in two groups: with and without weight decay."""
     trainable = [p for p in module.parameters() if p.requires_grad]
-    matrices: dict[str, Any] = {
-        "params": [p for p in trainable if p.ndim > 1],
-        "weight_decay": optim.weight_decay,
-    }
+    matrices: dict[str, Any] = {"params": [p for p in trainable if p.ndim > 1], "weight_decay": optim.weight_decay}
     vectors: dict[str, Any] = {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0}
     groups = [group for group in (matrices, vectors) if group["params"]]
     if optim.name == "adamw":

@@ -1,14 +1,12 @@
-"""Pretraining: drive any Method by Lightning's Trainer, on a budget of epochs or minutes, resumable at any step."""
+"""Learning: any Method driven by Lightning's Trainer, on a budget of epochs or minutes, resumable at any step.
 
-import ctypes
-import logging
+What surrounds it is elsewhere: the run's folder and messages in pretraining.py, metrics and checkpoints in watch.py.
+"""
+
 import math
-import os
-import sys
 import time
-import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,23 +14,17 @@ import lightning as L
 import numpy as np
 import torch
 import torch.distributed as dist
-from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
-from numpy.typing import NDArray
 from torch import Tensor
 
-from selfsight import backbones, methods, optim
+from selfsight import backbones, optim
 from selfsight.backbones import Backbone
-from selfsight.data import ImageSet, Loader, in_order, open_images, write_skipped
+from selfsight.data import ImageSet, Loader, open_images
 from selfsight.data.images import Batch
-from selfsight.errors import SelfsightError, StoppedError
-from selfsight.evaluate.features import evaluating
-from selfsight.memory import peak_memory, start_peak
+from selfsight.errors import SelfsightError
 from selfsight.methods import Facts, Method
 from selfsight.nn import Teacher, fast_bf16, process, synchronize_batchnorm
-from selfsight.pictures import save_pictures, spread
-from selfsight.progress import say
 from selfsight.run import RunFolder
-from selfsight.watch import Bar, Journal, Keeper
+from selfsight.watch import Watchers, loggers, quiet_lightning
 
 DEFAULT_MINUTES = 10.0
 GRANULE = 16
@@ -105,79 +97,6 @@ class Pretrain:
                 raise SelfsightError(f"--{flag.replace('_', '-')} {value}: must be above 0")
 
 
-def pretrain(data: Any, method: str, config: Pretrain, method_config: Method.Config | None = None) -> RunFolder | None:
-    """Pretrain a backbone on unlabeled images; return its run, or None in the processes that only help.
-
-    `data` is whatever `selfsight.data.open_images` takes. Of data that comes with a split only the train part is used.
-    Raises SelfsightError for anything that the user can mend.
-    """
-    cls = methods.get(method)
-    run = RunFolder(config.out or Path("runs") / f"{name_of(data)}-{method}")
-    if config.resume and run.config_file.exists():
-        config, method_config = _resumed(run, method, config)
-    if run.weights_file.exists() or (run.checkpoint_file.exists() and not config.resume):
-        done = "is finished" if run.weights_file.exists() else "has begun; continue it with --resume"
-        raise SelfsightError(f"--out {run.path}: {done}, or choose another folder")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    images, facts = prepare(data, config)
-    rows, size = images.rows("train"), facts.image_size
-    settings = (method_config or cls.Config()).fit_to(facts)
-    recipe = _recipe(cls.optim, config)
-    batch_size = config.batch_size or min(cls.batch_size, max(16, 2 ** int(math.log2(max(len(rows) // 8, 1)))))
-    batch_size = min(batch_size, len(rows)) // config.devices // config.nodes
-    if batch_size < 1:
-        raise SelfsightError(f"{data}: {len(rows)} images are too few for {config.devices * config.nodes} processes")
-
-    L.seed_everything(config.seed, verbose=False)
-    backbone = new_backbone(config, images, size)
-    module = Trainee(cls(backbone, settings), images, run, config, recipe, batch_size)
-    if process()[0] == 0 and int(os.environ.get("LOCAL_RANK", 0)) == 0:
-        chosen = {"batch_size": batch_size * config.devices * config.nodes, "image_size": size, "device": str(device)}
-        run.write_config(
-            {
-                "method": method,
-                "data": images.source,
-                "images": len(rows),
-                "skipped": len(images.skipped),
-                "backbone": backbones.spec_to_json(backbone.spec),
-                "method_config": asdict(settings),
-                "optim": asdict(recipe),
-                "pretrain": asdict(config),
-                "chosen": chosen,
-                "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
-            }
-        )
-        write_skipped(run.skipped_file, images.skipped)
-        budget = f"{config.epochs:g} epochs" if config.epochs else f"{module.minutes:g} minutes"
-        say(
-            f"{method} on {len(rows):,} images of {images.source} ({len(images.skipped)} skipped): "
-            f"{backbone.spec.name}, {size} pixels, batches of {chosen['batch_size']}, {budget}, {device} → {run.path}"
-        )
-    _fit(module, config, device)
-    if not module.trainer.is_global_zero:
-        return None
-    if module.keeper.stopped:
-        raise StoppedError(f"{run.path}: stopped at {module.progress:.0%}; continue with --resume --out {run.path}")
-    pace = module.pace
-    measured = {
-        "steps": module.steps,
-        "epochs": pace["epoch"],
-        "seconds": pace["seconds"],
-        "images_per_second": pace["images_per_second"],
-        "peak_memory_bytes": peak_memory(device),
-    }
-    run.write_config(run.config() | {"measured": measured})
-    save_pictures(run.path / "pictures", draw(module.method.cpu(), images, spread(rows), config.seed))
-    run.save_method(module.method)
-    run.save_backbone(module.kept())
-    return run
-
-
-def name_of(data: Any) -> str:
-    """Return how data is called in the names of folders: a path's last part, or the kind of object."""
-    return Path(data).resolve().stem if isinstance(data, str | Path) else type(data).__name__.lower()
-
-
 def prepare(data: Any, config: Pretrain) -> tuple[ImageSet, Facts]:
     """Open the images, and return what a method may know of them."""
     largest = config.image_size or (224 if torch.cuda.is_available() else 96)
@@ -186,24 +105,18 @@ def prepare(data: Any, config: Pretrain) -> tuple[ImageSet, Facts]:
     return images, Facts(len(images.rows("train")), size, images.channels)
 
 
-def _resumed(run: RunFolder, method: str, config: Pretrain) -> tuple[Pretrain, Method.Config]:
-    """Return the settings that the run was begun with: flags need not be given again."""
-    saved = run.config()
-    if saved["method"] != method:
-        raise SelfsightError(f"--resume {run.path}: was begun with {saved['method']}, not {method}")
-    begun = saved["pretrain"] | {"out": run.path, "resume": True, "cache_dir": config.cache_dir}
-    return Pretrain(**begun), methods.get(method).Config(**saved["method_config"])
-
-
-def draw(method: Method, images: ImageSet, rows: NDArray[np.int64], seed: int) -> dict[str, Tensor]:
-    """Return a method's pictures of these rows: by caption, images (rows, up to 10, C, S, S) in [0, 1].
-
-    The random views are fixed by `seed`; the method is on the CPU.
-    """
-    with torch.random.fork_rng(devices=[]), evaluating(method):
-        torch.manual_seed(seed)
-        (batch,) = in_order(images, rows, len(rows), torch.device("cpu"))
-        return method.picture(batch)
+def begin(
+    cls: type[Method], settings: Method.Config, images: ImageSet, facts: Facts, run: RunFolder, config: Pretrain
+) -> "Trainee":
+    """Return a fresh method about to be trained, in batches that the images fill."""
+    processes = config.devices * config.nodes
+    batch_size = config.batch_size or min(cls.batch_size, max(16, 2 ** int(math.log2(max(facts.images // 8, 1)))))
+    batch_size = min(batch_size, facts.images) // processes * processes
+    if not batch_size:
+        raise SelfsightError(f"{images.source}: {facts.images} images are too few for {processes} processes")
+    L.seed_everything(config.seed, verbose=False)
+    method = cls(new_backbone(config, images, facts.image_size), settings)
+    return Trainee(method, images, run, config, _recipe(cls.optim, config), batch_size)
 
 
 def _recipe(own: optim.Optim, config: Pretrain) -> optim.Optim:
@@ -222,14 +135,7 @@ def _recipe(own: optim.Optim, config: Pretrain) -> optim.Optim:
 def new_backbone(config: Pretrain, images: ImageSet, size: int) -> Backbone:
     """Return the backbone that a training starts from, for images of `size` pixels."""
     if config.pretrained and Path(config.pretrained).is_dir():
-        begun = RunFolder(Path(config.pretrained)).load_backbone()
-        if config.backbone not in ("auto", begun.spec.name) or begun.spec.channels != images.channels:
-            raise SelfsightError(
-                f"--pretrained {config.pretrained}: is {begun.spec.name} for {begun.spec.channels} channels"
-            )
-        backbone = backbones.create(replace(begun.spec, image_size=size))
-        backbone.load_state_dict(begun.state_dict())
-        return backbone
+        return _backbone_of_run(config, images, size)
     name = config.backbone
     if name == "auto":
         name = "resnet10t" if not torch.cuda.is_available() else "resnet18" if size <= backbones.SMALL else "resnet50"
@@ -243,22 +149,23 @@ def new_backbone(config: Pretrain, images: ImageSet, size: int) -> Backbone:
     return backbones.load_pretrained(spec, config.pretrained) if config.pretrained else backbones.create(spec)
 
 
-def _fit(module: "Trainee", config: Pretrain, device: torch.device) -> None:
-    """Run Lightning's Trainer over the module, quietly."""
-    tune_allocator()
-    loggers: list[Logger] = []
-    with warnings.catch_warnings():
-        # Hints for other uses of Lightning, or about its own dependencies: none that the user could act on.
-        warnings.filterwarnings("ignore", module=r"(lightning|tensorboard|torch\.jit|torch\.utils\.tensorboard).*")
-        warnings.filterwarnings("ignore", message=r".*(isinstance\(treespec|LeafSpec|does not have many workers).*")
-        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-        loggers.append(TensorBoardLogger(module.run.path, name="tensorboard", version=""))
-        if config.wandb:
-            try:
-                loggers.append(WandbLogger(project="selfsight", name=module.run.path.name, save_dir=module.run.path))
-            except ModuleNotFoundError as error:
-                raise SelfsightError("--wandb: pip install wandb") from error
-        bf16 = config.precision == "bf16" or (config.precision == "auto" and fast_bf16(device))
+def _backbone_of_run(config: Pretrain, images: ImageSet, size: int) -> Backbone:
+    """Return the backbone of the run in the folder `config.pretrained`, for images of `size` pixels."""
+    begun = RunFolder(Path(str(config.pretrained))).load_backbone()
+    if config.backbone not in ("auto", begun.spec.name) or begun.spec.channels != images.channels:
+        raise SelfsightError(
+            f"--pretrained {config.pretrained}: is {begun.spec.name} for {begun.spec.channels} channels"
+        )
+    backbone = backbones.create(replace(begun.spec, image_size=size))
+    backbone.load_state_dict(begun.state_dict())
+    return backbone
+
+
+def fit(module: "Trainee", device: torch.device) -> None:
+    """Run Lightning's Trainer over the module, from the run's last checkpoint if it is to be resumed."""
+    config, checkpoint = module.config, module.run.checkpoint_file
+    bf16 = config.precision == "bf16" or (config.precision == "auto" and fast_bf16(device))
+    with quiet_lightning():
         trainer = L.Trainer(
             max_epochs=-1,
             accelerator="gpu" if device.type == "cuda" else "cpu",
@@ -267,18 +174,17 @@ def _fit(module: "Trainee", config: Pretrain, device: torch.device) -> None:
             strategy=config.strategy,
             precision="bf16-mixed" if bf16 else "32-true",
             accumulate_grad_batches=config.accumulate,
-            logger=loggers,
+            logger=loggers(module.run, config.wandb),
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,
         )
-        resume = config.resume and module.run.checkpoint_file.exists()
         try:
-            trainer.fit(module, ckpt_path=module.run.checkpoint_file if resume else None, weights_only=True)
+            resume = config.resume and checkpoint.exists()
+            trainer.fit(module, ckpt_path=checkpoint if resume else None, weights_only=True)
         finally:
-            module.keeper.end()
-            module.bar.end()
+            module.watchers.end()
 
 
 class Trainee(L.LightningModule):
@@ -292,30 +198,16 @@ class Trainee(L.LightningModule):
     ) -> None:
         super().__init__()
         self.method, self.images, self.run, self.config = method, images, run, config
-        self.recipe, self.batch_size = recipe, batch_size
+        self.recipe, self.batch_size = recipe, batch_size  # a batch is that of all processes
         self.average = Teacher(method.encoder()) if config.ema else None
         self.minutes = config.minutes or DEFAULT_MINUTES
         self.steps = 0  # batches so far
         self.seconds = 0.0  # of training so far, over all sessions of this run
         self.progress = 0.0
         self.scalars: dict[str, float] = {}  # of the last step
-        self.journal, self.keeper, self.bar = Journal(), Keeper(config.checkpoint_minutes), Bar()
+        self.watchers = Watchers(config.checkpoint_minutes)
         if config.compile:
             method.backbone.model.compile()
-
-    @property
-    def global_batch(self) -> int:
-        """Images a step over all processes."""
-        return self.batch_size * self.trainer.world_size
-
-    @property
-    def pace(self) -> dict[str, float]:
-        """Epochs and seconds so far, and images a second."""
-        return {
-            "epoch": self.steps / self.loader.steps_per_epoch,
-            "seconds": self.seconds,
-            "images_per_second": self.steps * self.global_batch / max(self.seconds, 1e-9),
-        }
 
     def kept(self) -> Backbone:
         """Return the backbone that the run keeps: the averaged one if there is one."""
@@ -326,26 +218,24 @@ class Trainee(L.LightningModule):
 
     def configure_model(self) -> None:
         """With several processes, let BatchNorm see the whole batch."""
-        if self.trainer.world_size > 1 and not getattr(self, "synchronized", False):
+        if self.trainer.world_size > 1:
             synchronize_batchnorm(self.method, self.trainer.strategy.root_device)
-            self.synchronized = True
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return the recipe's optimizer; the rate is set at each step."""
         return optim.build(self.method, self.recipe)
 
-    def configure_gradient_clipping(
-        self, optimizer: torch.optim.Optimizer, gradient_clip_val: object = None, gradient_clip_algorithm: object = None
-    ) -> None:
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Limit the gradient's norm. Lightning's own way refuses fused optimizers under autocast, bfloat16 or not."""
         if self.recipe.clip:
             torch.nn.utils.clip_grad_norm_(self.method.parameters(), self.recipe.clip)
 
-    def train_dataloader(self) -> "Endless":
-        """Return the stream of batches from where the run stands."""
+    def train_dataloader(self) -> Iterator[Batch]:
+        """Return the batches from where the run stands, without an end: Lightning counts them as one epoch."""
         rows, seed, (rank, world) = self.images.rows("train"), self.config.seed, process()
-        self.loader = Loader(self.images, rows, self.batch_size, self.device, seed=seed, rank=rank, world=world)
-        return Endless(self)
+        size = self.batch_size // world
+        self.loader = Loader(self.images, rows, size, self.device, seed=seed, rank=rank, world=world)
+        return self.loader.stream(self.steps)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Leave the batch: the loader has put it there."""
@@ -353,19 +243,17 @@ class Trainee(L.LightningModule):
 
     def on_train_start(self) -> None:
         """Start the clock."""
-        start_peak(self.device)
         self.started = time.monotonic() - self.seconds
-        for watcher in (self.journal, self.keeper, self.bar):
-            watcher.start(self)
+        self.watchers.start(self)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> int | None:
         """Set the seed and the learning rate of this step; -1 ends the training."""
         # Only here have the optimizer, this module and Lightning's counters all seen the same number of steps.
-        if self.steps % self.config.accumulate == 0 and self.keeper.save_if_due(self):
+        if self.steps % self.config.accumulate == 0 and self.watchers.must_stop(self):
             self.trainer.should_stop = True
             return -1
         torch.manual_seed(self.config.seed * 1_000_003 + self.steps)
-        self.rate = optim.rate(self.recipe, self.progress, self.global_batch * self.config.accumulate)
+        self.rate = optim.rate(self.recipe, self.progress, self.batch_size * self.config.accumulate)
         groups = self.trainer.optimizers[0].param_groups
         optim.set_rate(groups, self.rate)
         optim.set_decay(groups, optim.decay(self.recipe, self.progress))
@@ -390,20 +278,19 @@ class Trainee(L.LightningModule):
             if self.average is not None:
                 self.average.update(self.method.encoder(), self.config.ema)
         self.progress = self._progress()
-        self.journal.after_step(self)
-        self.bar.after_step(self)
+        self.watchers.after_step(self)
         if self.progress >= 1:
             self.trainer.should_stop = True
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep where the run stands."""
         own = {"steps": self.steps, "seconds": self.seconds, "progress": self.progress}
-        checkpoint["selfsight"] = {"trainee": own, "journal": vars(self.journal)}
+        checkpoint["selfsight"] = {"trainee": own, "watchers": self.watchers.state()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Stand where the run stood."""
         vars(self).update(checkpoint["selfsight"]["trainee"])
-        vars(self.journal).update(checkpoint["selfsight"]["journal"])
+        self.watchers.load_state(checkpoint["selfsight"]["watchers"])
 
     def _progress(self) -> float:
         if self.config.epochs:
@@ -412,28 +299,3 @@ class Trainee(L.LightningModule):
         if self.trainer.world_size > 1:  # all processes must agree on the rate and on when to stop
             dist.broadcast(share, 0)
         return float(share)
-
-
-class Endless:
-    """The loader's batches without an end, from where the run stands; Lightning counts them as one epoch."""
-
-    def __init__(self, module: Trainee) -> None:
-        self.module = module
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self.module.loader.stream(self.module.steps)
-
-
-def tune_allocator() -> None:
-    """On Linux let malloc keep freed memory: pages of large activations are then not mapped anew at each step.
-
-    Measured on two cores: a quarter more images a second at 96 pixels.
-    """
-    if sys.platform.startswith("linux") and not torch.cuda.is_available():
-        try:
-            libc = ctypes.CDLL("libc.so.6")
-        except OSError:  # another C library, as musl: nothing to tune
-            return
-        m_trim_threshold, m_mmap_max = -1, -4
-        libc.mallopt(m_mmap_max, 0)
-        libc.mallopt(m_trim_threshold, 2**31 - 1)

@@ -1,8 +1,11 @@
-"""What watches a training: the journal of metrics and health, the keeper of checkpoints, the progress bar."""
+"""What watches a training: the journal of metrics and health, the keeper of checkpoints, the bar, the pictures."""
 
+import logging
 import signal
 import time
-from contextlib import suppress
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -12,13 +15,18 @@ import lightning as L
 import numpy as np
 import torch
 import torch.distributed as dist
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from numpy.typing import NDArray
+from torch import Tensor
 
 from selfsight.backbones import Backbone
-from selfsight.data import ImageSet, Loader
+from selfsight.data import ImageSet, Loader, in_order
+from selfsight.errors import SelfsightError
 from selfsight.evaluate import health
-from selfsight.evaluate.features import extract
+from selfsight.evaluate.features import evaluating, extract
 from selfsight.evaluate.knn import knn_predict
+from selfsight.memory import start_peak
+from selfsight.methods import Method
 from selfsight.progress import bar, say
 from selfsight.run import RunFolder
 
@@ -32,6 +40,7 @@ class Training(Protocol):
     images: ImageSet
     run: RunFolder
     loader: Loader
+    batch_size: int
     steps: int
     seconds: float
     progress: float
@@ -46,16 +55,53 @@ class Training(Protocol):
     def device(self) -> torch.device:
         """Where the weights are."""
 
-    @property
-    def global_batch(self) -> int:
-        """Images a step over all processes."""
-
-    @property
-    def pace(self) -> dict[str, float]:
-        """Epochs and seconds so far, and images a second."""
-
     def kept(self) -> Backbone:
         """Return the backbone that the run keeps."""
+
+
+def pace(training: Training) -> dict[str, float]:
+    """Return epochs and seconds so far, and images a second."""
+    return {
+        "epoch": training.steps / training.loader.steps_per_epoch,
+        "seconds": training.seconds,
+        "images_per_second": training.steps * training.batch_size / max(training.seconds, 1e-9),
+    }
+
+
+class Watchers:
+    """All that watch one training: they are called at its start, after each step and at its end."""
+
+    def __init__(self, checkpoint_minutes: float) -> None:
+        self.journal, self.keeper, self.bar = Journal(), Keeper(checkpoint_minutes), Bar()
+
+    def start(self, training: Training) -> None:
+        """Begin to watch."""
+        start_peak(training.device)
+        self.journal.start(training)
+        self.keeper.start(training)
+        self.bar.start(training)
+
+    def must_stop(self, training: Training) -> bool:
+        """Write a checkpoint if it is time or the user asked to stop; return whether the training must stop."""
+        return self.keeper.save_if_due(training)
+
+    def after_step(self, training: Training) -> None:
+        """Write and show what this step was like."""
+        self.journal.after_step(training)
+        self.bar.after_step(training)
+
+    def end(self) -> None:
+        """Give the terminal back."""
+        self.keeper.end()
+        self.bar.end()
+
+    def state(self) -> dict[str, Any]:
+        """Return what a resumed training needs of the watchers."""
+        return vars(self.journal)
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` returned."""
+        vars(self.journal).update(state)
 
 
 class Journal:
@@ -91,7 +137,7 @@ class Journal:
             means /= training.trainer.world_size
         row = {
             "step": float(training.steps),
-            **training.pace,
+            **pace(training),
             "lr": training.rate,
             **dict(zip(names, means.tolist(), strict=True)),
         }
@@ -185,7 +231,7 @@ class Bar:
         tenth = int(t.progress * 10)
         if not t.trainer.is_global_zero or (t.steps % 5 and tenth == self.tenth):
             return
-        speed = t.pace["images_per_second"]
+        speed = pace(t)["images_per_second"]
         left = t.seconds / max(t.progress, 1e-9) * (1 - t.progress)
         note = f"loss {t.scalars['loss']:.3f} · {speed:,.0f} images/s · {left / 60:.1f} min left"
         self.bar.update(self.task, completed=100 * t.progress, note=note)
@@ -196,3 +242,35 @@ class Bar:
     def end(self) -> None:
         """Leave the bar as it stands."""
         self.bar.stop()
+
+
+def loggers(run: RunFolder, wandb: bool) -> list[Logger]:
+    """Return where the journal writes its rows beside the run's metrics.csv: TensorBoard, and if asked for W&B."""
+    chosen: list[Logger] = [TensorBoardLogger(run.path, name="tensorboard", version="")]
+    if wandb:
+        try:
+            chosen.append(WandbLogger(project="selfsight", name=run.path.name, save_dir=run.path))
+        except ModuleNotFoundError as error:
+            raise SelfsightError("--wandb: pip install wandb") from error
+    return chosen
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Keep Lightning's hints for other uses of it from the terminal: none that the user could act on."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"(lightning|tensorboard|torch\.jit|torch\.utils\.tensorboard).*")
+        warnings.filterwarnings("ignore", message=r".*(isinstance\(treespec|LeafSpec|does not have many workers).*")
+        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+        yield
+
+
+def draw(method: Method, images: ImageSet, rows: NDArray[np.int64], seed: int) -> dict[str, Tensor]:
+    """Return a method's pictures of these rows: by caption, images (rows, up to 10, C, S, S) in [0, 1].
+
+    The random views are fixed by `seed`; the method is on the CPU.
+    """
+    with torch.random.fork_rng(devices=[]), evaluating(method):
+        torch.manual_seed(seed)
+        (batch,) = in_order(images, rows, len(rows), torch.device("cpu"))
+        return method.picture(batch)

@@ -15,7 +15,7 @@ from sklearn.datasets import load_sample_images
 from torch import Tensor
 
 from selfsight.data import augment
-from selfsight.data.augment import Boxes, View, whole
+from selfsight.data.augment import View, whole
 from selfsight.data.images import Batch
 from selfsight.errors import SelfsightError
 
@@ -41,7 +41,7 @@ def test_crop_equals_torchvisions_antialiased_resized_crop(photos: Batch, size: 
     boxes = [(0, 0, 80, 80), (10, 20, 60, 30), (5, 0, 17, 70), (60, 60, 20, 20), (30, 7, 11, 13)]
     rows = list(itertools.islice(itertools.cycle(boxes), len(photos.images)))
     top, left, height, width = torch.tensor(rows).float().T / 80
-    mine = augment.crop(photos.images, Boxes(left, top, width, height), size)
+    mine = augment.crop(photos.images, torch.stack([left, top, width, height], 1), size)
     theirs = torch.stack(
         [
             TF.resized_crop(image.float() / 255, *box, [size, size], antialias=True)
@@ -58,7 +58,7 @@ def test_crop_shows_the_true_shape_of_a_squeezed_original(photos: Batch) -> None
     aspect = torch.full((len(wide),), 2.0)
     torch.manual_seed(0)
     boxes = augment.random_boxes(aspect, (0.2, 0.4), (1.0, 1.0))
-    assert torch.allclose(boxes.width * 2, boxes.height)
+    assert torch.allclose(boxes[:, 2] * 2, boxes[:, 3])
     mine = augment.crop(squeezed, boxes, 40)
     theirs = torch.stack(
         [
@@ -71,9 +71,7 @@ def test_crop_shows_the_true_shape_of_a_squeezed_original(photos: Batch) -> None
                 [40, 40],
                 antialias=True,
             )
-            for image, top, left, height, width in zip(
-                wide, boxes.top, boxes.left, boxes.height, boxes.width, strict=True
-            )
+            for image, (left, top, width, height) in zip(wide, boxes, strict=True)
         ]
     )
     assert mean_difference(mine, theirs) < 2
@@ -81,7 +79,7 @@ def test_crop_shows_the_true_shape_of_a_squeezed_original(photos: Batch) -> None
 
 def test_flips_and_rotations_are_exact(photos: Batch) -> None:
     images = photos.images
-    full = Boxes(*(torch.full((len(images),), v) for v in (0.0, 0.0, 1.0, 1.0)))
+    full = torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(len(images), 4)
     yes, no = torch.ones(len(images), dtype=torch.bool), torch.zeros(len(images), dtype=torch.bool)
     plain = augment.crop(images, full, 80)
     assert torch.equal(plain, images.float() / 255)
@@ -137,23 +135,21 @@ def test_grey_solarize_and_blur_equal_torchvision(photos: Batch) -> None:
 def test_a_whole_view_equals_torchvisions_in_each_images_own_order(photos: Batch) -> None:
     view = View(40, brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, grey=0.3, blur=0.5, solarize=0.3)
     torch.manual_seed(3)
-    drawn = replace(view.draw(photos), order=torch.randint(0, 24, (len(photos.images),)))
-    assert len(set(drawn.order.tolist())) > 4
+    drawn = view.draw(photos) | {"order": torch.randint(0, 24, (len(photos.images),))}
+    assert len(set(drawn["order"].tolist())) > 4
     mine = view.apply(photos, drawn)
     for i in range(len(photos.images)):
-        box = Boxes(*(getattr(drawn.boxes, k)[i : i + 1] for k in ("left", "top", "width", "height")))
-        x = augment.crop(photos.images[i : i + 1], box, 40)
-        if drawn.hflip[i]:
+        x = augment.crop(photos.images[i : i + 1], drawn["boxes"][i : i + 1], 40)
+        if drawn["hflip"][i]:
             x = TF.hflip(x)
-        if drawn.jitter[i]:
-            for step in augment.ORDERS[int(drawn.order[i])]:
-                name = ("brightness", "contrast", "saturation", "hue")[step]
-                x = getattr(TF, f"adjust_{name}")(x, float(getattr(drawn, name)[i]))
-        if drawn.grey[i]:
+        if drawn["jitter"][i]:
+            for name in augment.ORDERS[int(drawn["order"][i])]:
+                x = getattr(TF, f"adjust_{name}")(x, float(drawn[name][i]))
+        if drawn["grey"][i]:
             x = TF.rgb_to_grayscale(x, 3)
-        if drawn.blur[i]:
-            x = TF.gaussian_blur(x, [5, 5], [float(drawn.sigma[i])])
-        if drawn.solarize[i]:
+        if drawn["blur"][i]:
+            x = TF.gaussian_blur(x, [5, 5], [float(drawn["sigma"][i])])
+        if drawn["solarize"][i]:
             # Values within rounding of the threshold may fall on either side: leave them out.
             sure = (x - 0.5).abs() > 0.01
             assert mean_difference(mine[i : i + 1][sure], TF.solarize(x, 0.5)[sure]) < 2
@@ -170,8 +166,8 @@ def test_boxes_are_distributed_like_torchvisions(aspect: float) -> None:
     transform = T.RandomResizedCrop(32, (0.08, 1.0), (3 / 4, 4 / 3))
     image = torch.zeros(1, height, width)
     theirs = [transform.make_params([image]) for _ in range(n)]
-    for name, scale in (("top", height), ("left", width), ("height", height), ("width", width)):
-        values = getattr(mine, name).numpy() * scale
+    for column, (name, scale) in enumerate([("left", width), ("top", height), ("width", width), ("height", height)]):
+        values = mine[:, column].numpy() * scale
         reference = np.array([p[name] for p in theirs])
         # torchvision rounds to pixels; the largest gap between the two distributions is that of the same one.
         assert ks_2samp(values.round(), reference).statistic < 0.04, name
@@ -186,12 +182,12 @@ def test_colour_parameters_are_distributed_like_torchvisions() -> None:
     theirs = [transform.make_params([batch.images[0]]) for _ in range(n)]
     for name in ("brightness", "contrast", "saturation", "hue"):
         reference = np.array([float(p[f"{name}_factor"]) for p in theirs])
-        assert ks_2samp(getattr(drawn, name)[drawn.jitter].numpy(), reference).statistic < 0.05, name
-    orders = torch.cat([View(2).draw(batch).order for _ in range(20)]).bincount(minlength=24).double() / (20 * n)
+        assert ks_2samp(drawn[name][drawn["jitter"]].numpy(), reference).statistic < 0.05, name
+    orders = torch.cat([View(2).draw(batch)["order"] for _ in range(20)]).bincount(minlength=24).double() / (20 * n)
     assert orders.min() > 1 / 24 - 0.015
     assert orders.max() < 1 / 24 + 0.015
-    assert abs(float(drawn.jitter.double().mean()) - 0.8) < 0.04
-    assert abs(float(drawn.grey.double().mean()) - 0.2) < 0.04
+    assert abs(float(drawn["jitter"].double().mean()) - 0.8) < 0.04
+    assert abs(float(drawn["grey"].double().mean()) - 0.2) < 0.04
 
 
 def test_a_seed_fixes_everything_and_images_differ(photos: Batch) -> None:

@@ -141,5 +141,5 @@ def test_errors_say_what_to_mend(tmp_path: Path) -> None:
     with pytest.raises(SelfsightError, match="class '7' has no image in the train part"):
         run(replace(images, labels=lonely), QUICK, tmp_path)  # row 0 is a test row
     with pytest.raises(SelfsightError, match="no labeled image in the test part"):
-        run(images.with_split(np.full(100, "train")), QUICK, tmp_path)
+        run(replace(images, split=np.full(100, "train")), QUICK, tmp_path)
     assert not list(tmp_path.iterdir())

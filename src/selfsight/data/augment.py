@@ -8,8 +8,7 @@ which is exact antialiasing and fast on CPUs and GPUs alike. Semantics follow to
 
 import itertools
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,8 +18,6 @@ from selfsight.errors import SelfsightError
 from selfsight.nn import fast_bf16, process
 
 Range = tuple[float, float]
-ColourTransform = Callable[[Tensor, Tensor], None]
-
 
 BLOCK = 32
 """So many images in a row are changed together: their pixels stay in the processor's cache from step to step."""
@@ -39,24 +36,11 @@ def uniform(n: int, low: float, high: float, block: int = 1) -> Tensor:
 
 
 # --------------------------------------------------------------------------------------------------- geometry
+# A crop box is (left, top, width, height) in units of the image: 0 to 1 from left to right and from top to bottom.
 
 
-@dataclass(frozen=True)
-class Boxes:
-    """Crop boxes in units of the image: 0 to 1 from left to right and from top to bottom."""
-
-    left: Tensor
-    top: Tensor
-    width: Tensor
-    height: Tensor
-
-    def __getitem__(self, part: slice) -> "Boxes":
-        """Return the boxes of some images."""
-        return Boxes(self.left[part], self.top[part], self.width[part], self.height[part])
-
-
-def random_boxes(aspect: Tensor, scale: Range, ratio: Range) -> Boxes:
-    """Draw a box an image: its share of the area uniform in `scale`, its true width/height log-uniform in `ratio`.
+def random_boxes(aspect: Tensor, scale: Range, ratio: Range) -> Tensor:
+    """Draw a box an image, (B, 4): its area's share uniform in `scale`, its true width/height log-uniform in `ratio`.
 
     `aspect` (B,) is each original's width / height: the images at hand are squeezed to squares, and a box of true
     ratio r and area share s has width sqrt(s·r / aspect) and height sqrt(s·aspect / r) of the square. As in
@@ -64,29 +48,26 @@ def random_boxes(aspect: Tensor, scale: Range, ratio: Range) -> Boxes:
     centred box of a ratio within range.
     """
     n, tries = len(aspect), 10
-    aspect = aspect.detach().cpu().float()
+    aspect = aspect.detach().cpu().float()[:, None]
     area = uniform(n * tries, *scale).view(n, tries)
     shape = uniform(n * tries, math.log(ratio[0]), math.log(ratio[1])).exp().view(n, tries)
-    width = (area * shape / aspect[:, None]).sqrt()
-    height = (area * aspect[:, None] / shape).sqrt()
-    fits = (width <= 1) & (height <= 1)
-    first = fits.int().argmax(1, keepdim=True)
+    within = aspect.clamp(*ratio)  # of the largest box, which always fits and stands behind the ten
+    width = torch.cat([(area * shape / aspect).sqrt(), (within / aspect).clamp(max=1)], 1)  # (B, 11)
+    height = torch.cat([(area * aspect / shape).sqrt(), (aspect / within).clamp(max=1)], 1)
+    first = ((width <= 1) & (height <= 1)).int().argmax(1, keepdim=True)
     width, height = width.gather(1, first)[:, 0], height.gather(1, first)[:, 0]
-    whole = aspect.clamp(*ratio)
-    any_fits = fits.any(1)
-    width = torch.where(any_fits, width, (whole / aspect).clamp(max=1))
-    height = torch.where(any_fits, height, (aspect / whole).clamp(max=1))
     x, y = uniform(n, 0, 1), uniform(n, 0, 1)
-    left = torch.where(any_fits, x * (1 - width), (1 - width) / 2)
-    top = torch.where(any_fits, y * (1 - height), (1 - height) / 2)
-    return Boxes(left, top, width, height)
+    centred = first[:, 0] == tries
+    left = torch.where(centred, 0.5, x) * (1 - width)
+    top = torch.where(centred, 0.5, y) * (1 - height)
+    return torch.stack([left, top, width, height], 1)
 
 
-def centre_boxes(aspect: Tensor) -> Boxes:
-    """Return the largest centred box an image that is square in the original."""
+def centre_boxes(aspect: Tensor) -> Tensor:
+    """Return the largest centred box an image that is square in the original, (B, 4)."""
     aspect = aspect.detach().cpu().float()
     width, height = (1 / aspect).clamp(max=1), aspect.clamp(max=1)
-    return Boxes((1 - width) / 2, (1 - height) / 2, width, height)
+    return torch.stack([(1 - width) / 2, (1 - height) / 2, width, height], 1)
 
 
 def resampling(start: Tensor, length: Tensor, source: int, target: int, flip: Tensor | None = None) -> Tensor:
@@ -111,17 +92,14 @@ def resampling(start: Tensor, length: Tensor, source: int, target: int, flip: Te
     return weights.div_(weights.sum(2, keepdim=True))
 
 
-def crop(images: Tensor, boxes: Boxes, size: int, hflip: Tensor | None = None, vflip: Tensor | None = None) -> Tensor:
-    """Return (B, C, size, size) in [0, 1]: the boxes of uint8 `images` (B, C, S, S), antialiased and flipped."""
+def crop(images: Tensor, boxes: Tensor, size: int, hflip: Tensor | None = None, vflip: Tensor | None = None) -> Tensor:
+    """Return (B, C, size, size) in [0, 1]: the boxes (B, 4) of uint8 `images` (B, C, S, S), antialiased, flipped."""
     device, side = images.device, images.shape[2]
     # 0..255 is exact in bfloat16 and the weights' rounding is far below one grey level.
     dtype = torch.bfloat16 if fast_bf16(device) else torch.float32
-
-    def axis(weights: Tensor) -> Tensor:
-        return weights.to(device, dtype, non_blocking=True)[:, None]
-
-    rows = axis(resampling(boxes.top, boxes.height, side, size, vflip))
-    columns = axis(resampling(boxes.left, boxes.width, side, size, hflip))
+    left, top, width, height = boxes.T
+    rows = resampling(top, height, side, size, vflip)[:, None].to(device, dtype, non_blocking=True)
+    columns = resampling(left, width, side, size, hflip)[:, None].to(device, dtype, non_blocking=True)
     # uint8 to bfloat16 by way of int16 takes a quarter of the time on the CPU.
     return (rows @ images.to(torch.int16).to(dtype) @ columns.transpose(2, 3)).clamp_(0, 255).float().div_(255)
 
@@ -208,12 +186,9 @@ def blur(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:
     return matrix @ x @ matrix.transpose(2, 3)
 
 
-def _where(x: Tensor, chosen: Tensor, transform: Callable[[Tensor, Tensor], Tensor]) -> None:
-    """Write transform(images, rows) over the images whose `chosen` (B,) is true, leaving the others."""
-    rows = chosen.nonzero()[:, 0]
-    if len(rows):
-        device_rows = rows.to(x.device)
-        x[device_rows] = transform(x[device_rows], rows)
+JITTER = {"brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue}
+"""What ColorJitter does, by the name of View's field, in an order that is drawn as well."""
+ORDERS = list(itertools.permutations(JITTER))
 
 
 # ------------------------------------------------------------------------------------------------------ views
@@ -264,8 +239,11 @@ class View:
         """Return a view of each image: (B, C, size, size) float32 in [0, 1]."""
         return self.apply(batch, self.draw(batch))
 
-    def draw(self, batch: Batch) -> "Drawn":
-        """Draw the parameters of one view of each image."""
+    def draw(self, batch: Batch) -> dict[str, Tensor]:
+        """Draw the parameters of one view of each image, by name, on the CPU: 'boxes' (B, 4), all others (B,).
+
+        'order' is which of ORDERS, for BLOCK images at once. Where 'jitter' is false the four factors change nothing.
+        """
         n, channels = batch.images.shape[:2]
         if channels not in (1, 3) and (self.hue or self.saturation or self.grey):
             raise SelfsightError(
@@ -276,91 +254,54 @@ class View:
         def factor(strength: float) -> Tensor:
             return torch.where(jitter, uniform(n, max(0.0, 1 - strength), 1 + strength), 1.0)
 
-        return Drawn(
-            boxes=random_boxes(batch.aspect, self.scale, self.ratio),
-            hflip=uniform(n, 0, 1) < self.hflip,
-            vflip=uniform(n, 0, 1) < self.vflip,
-            quarter_turns=(uniform(n, 0, 1) < self.rotate90) * uniform(n, 1, 4).long().clamp(1, 3),
-            jitter=jitter,
-            order=uniform(n, 0, len(ORDERS), BLOCK).long().clamp(max=len(ORDERS) - 1),
-            brightness=factor(self.brightness),
-            contrast=factor(self.contrast),
-            saturation=factor(self.saturation),
-            hue=torch.where(jitter, uniform(n, -self.hue, self.hue), 0.0),
-            grey=uniform(n, 0, 1) < self.grey,
-            blur=uniform(n, 0, 1) < self.blur,
-            sigma=uniform(n, *self.sigma),
-            solarize=uniform(n, 0, 1) < self.solarize,
-        )
+        return {
+            "boxes": random_boxes(batch.aspect, self.scale, self.ratio),
+            "hflip": uniform(n, 0, 1) < self.hflip,
+            "vflip": uniform(n, 0, 1) < self.vflip,
+            "quarter_turns": (uniform(n, 0, 1) < self.rotate90) * uniform(n, 1, 4).long().clamp(1, 3),
+            "jitter": jitter,
+            "order": uniform(n, 0, len(ORDERS), BLOCK).long().clamp(max=len(ORDERS) - 1),
+            "brightness": factor(self.brightness),
+            "contrast": factor(self.contrast),
+            "saturation": factor(self.saturation),
+            "hue": torch.where(jitter, uniform(n, -self.hue, self.hue), 0.0),
+            "grey": uniform(n, 0, 1) < self.grey,
+            "blur": uniform(n, 0, 1) < self.blur,
+            "sigma": uniform(n, *self.sigma),
+            "solarize": uniform(n, 0, 1) < self.solarize,
+        }
 
-    def apply(self, batch: Batch, drawn: "Drawn") -> Tensor:
+    def apply(self, batch: Batch, drawn: dict[str, Tensor]) -> Tensor:
         """Return the view of each image that these parameters describe: (B, C, size, size) float32 in [0, 1].
 
         Images in a row with the same order of colour transforms are changed together.
         """
-        n, channels = batch.images.shape[:2]
-        out = torch.empty(n, channels, self.size, self.size, device=batch.images.device)
-        lengths = torch.unique_consecutive(drawn.order, return_counts=True)[1]
+        out = batch.images.new_empty((*batch.images.shape[:2], self.size, self.size), dtype=torch.float32)
+        lengths = torch.unique_consecutive(drawn["order"], return_counts=True)[1]
         for start, stop in itertools.pairwise([0, *lengths.cumsum(0).tolist()]):
-            part = slice(start, stop)
-            out[part] = self._apply(batch.images[part], drawn[part])
+            part = {name: values[start:stop] for name, values in drawn.items()}
+            out[start:stop] = self._apply(batch.images[start:stop], part)
         return out
 
-    def _apply(self, images: Tensor, drawn: "Drawn") -> Tensor:
+    def _apply(self, images: Tensor, drawn: dict[str, Tensor]) -> Tensor:
         """Return the view of images that share an order of colour transforms."""
         colour = images.shape[1] == 3
-        x = crop(images, drawn.boxes, self.size, drawn.hflip, drawn.vflip)
+        x = crop(images, drawn["boxes"], self.size, drawn["hflip"], drawn["vflip"])
         if self.rotate90:
-            x = rotate90(x, drawn.quarter_turns)
-        for step in ORDERS[int(drawn.order[0])]:
-            name, transform, colour_only = COLOUR_TRANSFORMS[step]
-            if getattr(self, name) and (colour or not colour_only):
-                factor: Tensor = getattr(drawn, name)
-                transform(x, factor.to(x.device, non_blocking=True).view(-1, 1, 1, 1))
+            x = rotate90(x, drawn["quarter_turns"])
+        for name in ORDERS[int(drawn["order"][0])]:
+            if getattr(self, name) and (colour or name in ("brightness", "contrast")):
+                JITTER[name](x, drawn[name].to(x.device, non_blocking=True).view(-1, 1, 1, 1))
         if self.grey and colour:
-            _where(x, drawn.grey, lambda y, _: to_grey(y).expand_as(y))
+            rows = drawn["grey"].nonzero()[:, 0]
+            x[rows] = to_grey(x[rows])
         if self.blur:
-            kernel = max(3, self.size // 10 // 2 * 2 + 1)
-            _where(x, drawn.blur, lambda y, rows: blur(y, drawn.sigma[rows], kernel))
+            rows = drawn["blur"].nonzero()[:, 0]
+            x[rows] = blur(x[rows], drawn["sigma"][rows], kernel=max(3, self.size // 10 // 2 * 2 + 1))
         if self.solarize:
-            _where(x, drawn.solarize, lambda y, _: solarize(y))
+            rows = drawn["solarize"].nonzero()[:, 0]
+            x[rows] = solarize(x[rows])
         return x
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """The random parameters of one view of each image; each (B,), on the CPU."""
-
-    boxes: Boxes
-    hflip: Tensor
-    vflip: Tensor
-    quarter_turns: Tensor
-    jitter: Tensor
-    """Whether colours are jittered; where not, the four factors change nothing."""
-    order: Tensor
-    """Which of ORDERS; drawn for BLOCK images at once."""
-    brightness: Tensor
-    contrast: Tensor
-    saturation: Tensor
-    hue: Tensor
-    grey: Tensor
-    blur: Tensor
-    sigma: Tensor
-    solarize: Tensor
-
-    def __getitem__(self, part: slice) -> "Drawn":
-        """Return the parameters of some images."""
-        return Drawn(*(getattr(self, field.name)[part] for field in fields(self)))
-
-
-COLOUR_TRANSFORMS: tuple[tuple[str, ColourTransform, bool], ...] = (
-    ("brightness", brightness, False),
-    ("contrast", contrast, False),
-    ("saturation", saturation, True),
-    ("hue", hue, True),
-)
-"""View's and Drawn's field, the function, and whether it is for colour images only."""
-ORDERS = list(itertools.permutations(range(len(COLOUR_TRANSFORMS))))
 
 
 def whole(batch: Batch, size: int) -> Tensor:

@@ -1,7 +1,7 @@
 """ImageSet: decoded images of one data set, and the Batch that methods see."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -89,7 +89,3 @@ class ImageSet:
                 f"{self.source}: no labels; put images in one subfolder per class, or pass a CSV with path,label"
             )
         return self.labels
-
-    def with_split(self, split: NDArray[np.str_]) -> "ImageSet":
-        """Return the same images with another train/test split."""
-        return replace(self, split=split)

@@ -66,19 +66,11 @@ class SimCLR(Method):
         assert config.blur is not None
         self.temperature = config.temperature
         self.head = mlp(backbone.dim, config.hidden, config.projection)
-        colour = spec.channels == 3
-        self.view = View(
-            spec.image_size,
-            scale=(config.crop_min, 1.0),
-            hflip=config.hflip,
-            vflip=config.vflip,
-            brightness=0.8 * config.strength,
-            contrast=0.8 * config.strength,
-            saturation=0.8 * config.strength if colour else 0.0,
-            hue=0.2 * config.strength if colour else 0.0,
-            grey=0.2 if colour else 0.0,
-            blur=config.blur,
-        )
+        view = View(spec.image_size, (config.crop_min, 1.0), hflip=config.hflip, vflip=config.vflip, blur=config.blur)
+        s = config.strength
+        self.view = replace(view, brightness=0.8 * s, contrast=0.8 * s)
+        if spec.channels == 3:
+            self.view = replace(self.view, saturation=0.8 * s, hue=0.2 * s, grey=0.2)
 
     def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """Return NT-Xent over two views of each image."""
@@ -112,11 +104,9 @@ def nt_xent(z: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     `z` (2B, D): unit vectors; row i and row i + B (mod 2B) are views of one image. Each view must pick its partner
     among the 2·B·world - 1 other views of all processes. The loss is the mean over this process's views.
     """
-    half, rank = len(z) // 2, process()[0]
-    everyone = gather(z)  # (world · 2B, D)
-    logits = z @ everyone.T / temperature
-    own = rank * 2 * half + torch.arange(2 * half, device=z.device)
-    logits = logits.scatter(1, own[:, None], -math.inf)
-    partner = rank * 2 * half + torch.arange(2 * half, device=z.device).roll(half)
+    itself = process()[0] * len(z) + torch.arange(len(z), device=z.device)  # (2B,) its place among all views
+    partner = itself.roll(len(z) // 2)
+    logits = z @ gather(z).T / temperature  # (2B, world · 2B)
+    logits = logits.scatter(1, itself[:, None], -math.inf)
     accuracy = (logits.detach().argmax(1) == partner).float().mean()
     return F.cross_entropy(logits, partner), accuracy
