@@ -181,3 +181,27 @@ def fast_bf16(device: torch.device) -> bool:
 def autocast(device: torch.device) -> AbstractContextManager[Any]:
     """Return bf16 autocast where it is faster, else a context that does nothing."""
     return torch.autocast(device.type, torch.bfloat16) if fast_bf16(device) else nullcontext()
+
+
+class PrototypeHead(nn.Module):
+    """Features (B, dim) to cosines (B, K) of a unit vector with unit prototypes (DINO's appendix C; iBOT's, DINOv2's).
+
+    With `norm` BatchNorm in the hidden layers.
+    """
+
+    def __init__(self, dim: int, hidden: int, bottleneck: int, prototypes: int, norm: bool) -> None:
+        super().__init__()
+        self.layers = nn.Sequential()
+        for size in (dim, hidden):
+            self.layers.extend([nn.Linear(size, hidden), nn.BatchNorm1d(hidden) if norm else nn.Identity(), nn.GELU()])
+        self.layers.append(nn.Linear(hidden, bottleneck))
+        self.prototypes = nn.Parameter(F.normalize(torch.randn(prototypes, bottleneck)))
+
+    def forward(self, features: Tensor, frozen: bool = False) -> Tensor:
+        """Return the cosines in float32; the prototypes get no gradient if `frozen`."""
+        z = self.layers(features)
+        with torch.autocast(features.device.type, enabled=False):  # bfloat16 is too coarse to be divided by 0.04
+            prototypes = F.normalize(self.prototypes)
+            if frozen:  # a gradient of zero, not none: DistributedDataParallel waits for each parameter's
+                prototypes = prototypes.detach() + 0 * prototypes
+            return F.normalize(z.float()) @ prototypes.T

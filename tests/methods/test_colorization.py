@@ -19,7 +19,6 @@ from selfsight.methods.colorization import (
     decode,
     rebalancing,
     shrunk_ab,
-    soft_encoding,
     weighted_cross_entropy,
 )
 
@@ -78,7 +77,7 @@ def test_loss_and_gradient_equal_a_slow_reference(sigma: float, balance: float) 
         if plain:
             loss = plain_loss(logits, ab, prior.tolist(), sigma, balance)
         else:
-            near, share = soft_encoding(ab, AbBins(), sigma)
+            near, share = AbBins().spread(ab, sigma)
             weight = rebalancing(prior, balance)[near[:, 0]]
             loss = weighted_cross_entropy(logits.log_softmax(1), near, share.double(), weight)
         loss.backward()
@@ -125,7 +124,7 @@ def test_annealing_goes_from_the_likeliest_colour_to_the_mean() -> None:
 def test_an_encoded_colour_decodes_to_nearly_itself() -> None:
     ab = shrunk_ab(torch.rand(4, 3, 16, 16), 16).flatten(0, 2)
     bins = AbBins()
-    near, share = soft_encoding(ab, bins, 5.0)
+    near, share = bins.spread(ab, 5.0)
     assert torch.allclose(share.sum(1), torch.ones(len(ab)))
     decoded = (bins.centres[near] * share[:, :, None]).sum(1)
     assert float((decoded - ab).norm(dim=1).max()) < 6
@@ -224,8 +223,8 @@ def test_it_learns_colours_that_lightness_tells() -> None:
     method, batch = a_method(), painted(32)
     optimizer = optim.build(method, method.optim)
     optim.set_rate(optimizer.param_groups, 3e-3)
-    for step in range(40):
-        loss = method(batch, step / 40)["loss"]
+    for step in range(50):
+        loss = method(batch, step / 50)["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

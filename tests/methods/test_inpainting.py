@@ -12,16 +12,15 @@ from torch import Tensor, nn
 
 from selfsight import backbones
 from selfsight.data.images import Batch
+from selfsight.data.masks import centre_block, random_regions
 from selfsight.errors import SelfsightError
 from selfsight.methods import inpainting
 from selfsight.methods.inpainting import (
     Inpainting,
     adversarial_losses,
-    centre_block,
     discriminator,
     error_weight,
     psnr,
-    random_regions,
     reconstruction_loss,
 )
 from selfsight.methods.method import Facts

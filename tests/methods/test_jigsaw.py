@@ -12,8 +12,9 @@ from torch import Tensor
 from selfsight import backbones
 from selfsight.data.augment import whole
 from selfsight.data.images import Batch
+from selfsight.data.permutations import permutation_set
 from selfsight.errors import SelfsightError
-from selfsight.methods.jigsaw import Jigsaw, cut, normalize, permutation_set
+from selfsight.methods.jigsaw import Jigsaw, cut, normalize
 from selfsight.nn import autocast
 
 
@@ -282,3 +283,9 @@ def test_the_picture_shows_the_image_again_where_the_answer_is_right(photo: NDAr
     assert not torch.equal(rows[0], rows[1])
     # The shuffled puzzle has the same pixels.
     assert torch.equal(rows[0].flatten(2).sort(2).values, rows[1].flatten(2).sort(2).values)
+
+
+@pytest.mark.parametrize("gap", [0.0, 1.0])
+def test_a_gap_of_nothing_or_all_is_refused(gap: float) -> None:
+    with pytest.raises(SelfsightError, match=f"gap {gap}: must lie between 0 and 1"):
+        Jigsaw.Config(gap=gap)

@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from selfsight.data.images import Batch
@@ -112,6 +113,24 @@ def rotate90(x: Tensor, quarter_turns: Tensor) -> Tensor:
         if len(chosen):
             out[chosen] = torch.rot90(x[chosen], k, (2, 3))
     return out
+
+
+def warp(x: Tensor, matrices: Tensor, size: int) -> Tensor:
+    """Sample T views of each image through linear maps about its centre: (B, C, M, M) → (B, T, C, size, size).
+
+    `matrices` (B, T, 2, 2) take a place (x, y) in the view to its place in the image, both in pixels. Each pixel is the
+    mean of four bilinear samples, so that its sharpness hardly shows where between the image's pixels it fell.
+    """
+    fine = 2 * size
+    place = (torch.arange(fine, device=x.device) + 0.5) * (size / fine) - size / 2  # in pixels from the centre
+    maps = matrices.to(x.device).unsqueeze(-1) * (2 / x.shape[-1])  # to -1..1 over the image
+    # No matrix product, which autocast would round to bfloat16.
+    columns, rows = maps[:, :, :, 0] * place, maps[:, :, :, 1] * place  # (B, T, 2, fine) each
+    grid = columns[:, :, :, None, :] + rows[:, :, :, :, None]  # (B, T, 2, fine, fine)
+    flat = grid.permute(0, 1, 3, 4, 2).flatten(1, 2)  # (B, T · fine, fine, 2): the views one below the other
+    # Outside of the image its border goes on: only half of its outermost pixels lies there.
+    sampled = F.grid_sample(x, flat, mode="bilinear", padding_mode="border", align_corners=False)
+    return F.avg_pool2d(sampled, 2).view(*x.shape[:2], -1, size, size).transpose(1, 2)
 
 
 # ----------------------------------------------------------------------------------------------------- colour

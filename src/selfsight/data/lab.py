@@ -23,7 +23,7 @@ STEP = 10
 """Width of an ab bin."""
 EDGE = 130
 """The ab plane is looked at from -EDGE to EDGE; sRGB reaches from -108 to 99."""
-CANDIDATES = 9
+NEIGHBOURS, CANDIDATES = 5, 9
 """A colour's five nearest bins are the one that it lies in and some of the eight around that."""
 
 
@@ -100,6 +100,14 @@ class AbBins(nn.Module):
         self.register_buffer("home", home, persistent=False)
         around = (centres[:, None] - centres).square().sum(2).topk(CANDIDATES, largest=False).indices
         self.register_buffer("around", around, persistent=False)  # (313, CANDIDATES)
+
+    def spread(self, ab: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+        """Return the five bins nearest to each colour (N, 2), nearest first, and its share of each: (N, 5) both.
+
+        In proportion to a Gaussian of the distance (section 2.2): the five entries of the paper's Z that are not zero.
+        """
+        near, squared = self.nearest(ab, NEIGHBOURS)
+        return near, torch.softmax(-squared / (2 * sigma**2), 1)
 
     def nearest(self, ab: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Return the k <= 5 bins nearest to each colour of `ab` (N, 2), and their squared distances: (N, k) each.

@@ -23,8 +23,6 @@ from selfsight.optim import Optim
 
 GREY = 5.0
 """An image without a pixel of |a| or |b| above this has no colour to learn from (the authors' training code)."""
-NEIGHBOURS = 5
-"""Bins that a colour is spread over (section 2.2)."""
 SLOWEST = 1e-3
 """A batch's share of the colour prior once a thousand have been seen; before, all count alike."""
 
@@ -76,10 +74,8 @@ class Colorization(Method):
         self.view = View(size, scale=(config.crop_min, 1.0), hflip=config.hflip)  # colour jitter would change the task
         self.bins = AbBins()
         colours = len(self.bins.centres)
-        side = backbone.eval().maps(torch.zeros(1, 3, size, size)).shape[-1]
-        backbone.train()
         # The paper's output has a quarter of the image's side; the nearest that doubling the map comes to.
-        self.decoder = map_decoder(backbone.dim, colours, max(0, round(math.log2(size / 4 / side))))
+        self.decoder = map_decoder(backbone.dim, colours, max(0, round(math.log2(backbone.reduction / 4))))
         self.register_buffer("prior", torch.full((colours,), 1 / colours))
         self.register_buffer("batches", torch.zeros(()))
 
@@ -94,7 +90,7 @@ class Colorization(Method):
         truth = shrunk_ab(x, answers.shape[1])  # (B, h, w, 2)
         coloured = (truth.abs() > GREY).any(-1).flatten(1).any(1)[:, None, None].expand(truth.shape[:3])
         logp, ab, coloured = answers.flatten(0, 2), truth.flatten(0, 2), coloured.flatten()  # N = B·h·w pixels
-        near, share = soft_encoding(ab, self.bins, self.config.sigma)  # (N, 5) each
+        near, share = self.bins.spread(ab, self.config.sigma)  # (N, 5) each
         if self.training:
             self.learn_prior(near, share * coloured[:, None])
         balance = rebalancing(self.prior, self.config.balance)  # (Q,)
@@ -102,16 +98,13 @@ class Colorization(Method):
         # Of all constant answers p · balance has about the least weighted loss; that it sums to 1 is equation 4.
         guess = (self.prior * balance).clamp(min=1e-12).log()
         # So balanced the network overstates rare colours; divided by the balance its answer is what it expects.
-        some = len(ab) // 4 if self.training else len(ab)  # enough for a curve
-        expected = decode(logp.detach()[:some] - balance.log(), self.bins.centres, 1.0)
-        annealed = decode(logp.detach()[:some], self.bins.centres, self.config.temperature)
+        some = slice(len(ab) // 4 if self.training else None)  # enough for a curve
+        expected = decode(logp.detach()[some] - balance.log(), self.bins.centres, 1.0)
+        guesses = {"ab_error": expected, "grey_error": ab.new_zeros(2), "mean_error": self.prior @ self.bins.centres}
         return {
             "loss": weighted_cross_entropy(logp, near, share, weight),
             "chance": weighted_cross_entropy(guess.expand_as(logp), near, share, weight),
-            "ab_error": distance(expected, ab[:some]),
-            "annealed_error": distance(annealed, ab[:some]),
-            "grey_error": distance(torch.zeros_like(ab), ab),
-            "mean_error": distance(self.prior @ self.bins.centres, ab),
+            **{name: (colour - ab[some]).square().sum(1).mean().sqrt() for name, colour in guesses.items()},
         }
 
     def answer(self, x: Tensor) -> Tensor:
@@ -151,15 +144,6 @@ def shrunk_ab(x: Tensor, side: int) -> Tensor:
     return rgb_to_lab(F.adaptive_avg_pool2d(x, side))[:, 1:].permute(0, 2, 3, 1)
 
 
-def soft_encoding(ab: Tensor, bins: AbBins, sigma: float) -> tuple[Tensor, Tensor]:
-    """Return the five bins nearest to each colour (N, 2), nearest first, and its share of each: (N, 5) both.
-
-    Section 2.2: in proportion to a Gaussian of the distance. These are the five entries of Z that are not zero.
-    """
-    near, squared = bins.nearest(ab, NEIGHBOURS)
-    return near, F.softmax(-squared / (2 * sigma**2), 1)
-
-
 def rebalancing(prior: Tensor, balance: float) -> Tensor:
     """Return equation 4's weight of each colour (Q,): 1 / ((1 - λ) p + λ / Q), times what makes its mean under p 1.
 
@@ -179,8 +163,3 @@ def decode(logp: Tensor, centres: Tensor, temperature: float) -> Tensor:
     p = F.softmax(logp / temperature, -1)
     with torch.autocast(p.device.type, enabled=False):
         return p @ centres
-
-
-def distance(a: Tensor, b: Tensor) -> Tensor:
-    """Return the root of the mean squared distance of colours (N, 2)."""
-    return (a - b).square().sum(-1).mean().sqrt()

@@ -16,7 +16,7 @@ from selfsight.backbones import Backbone
 from selfsight.data.augment import View, whole
 from selfsight.data.images import Batch
 from selfsight.methods.method import Facts, Method
-from selfsight.nn import Teacher, gather
+from selfsight.nn import PrototypeHead, Teacher, gather
 from selfsight.optim import Optim, cosine
 from selfsight.pictures import bars
 
@@ -66,8 +66,8 @@ class DINO(Method):
         def fit_to(self, facts: Facts) -> Self:
             """Fill in what depends on the number and the size of the images."""
             small = facts.image_size < 64
-            grown = math.log(max(facts.images, 1) / 20_000) / math.log(1_280_000 / 20_000)
-            grown = min(max(grown, 0.0), 1.0)  # 0 up to 20,000 images, 1 from ImageNet on
+            # 0 up to 20,000 images, 1 from ImageNet's 64 times as many on.
+            grown = min(math.log(max(facts.images / 20_000, 1), 64), 1)
             return replace(
                 self,
                 prototypes=self.prototypes or 2 ** round(10 + 6 * grown),
@@ -86,7 +86,8 @@ class DINO(Method):
         self.config = config = config.fit_to(Facts(0, spec.image_size, spec.channels))
         assert config.prototypes
         assert config.local_min
-        self.head = Head(backbone.dim, config.hidden, config.bottleneck, config.prototypes, bool(config.head_norm))
+        sizes = backbone.dim, config.hidden, config.bottleneck, config.prototypes
+        self.head = PrototypeHead(*sizes, norm=bool(config.head_norm))
         self.teacher = Teacher(nn.Sequential(backbone, self.head))
         self.register_buffer("centre", torch.zeros(config.prototypes))
         view = View(spec.image_size, (config.global_min, 1.0), hflip=config.hflip, brightness=0.4, contrast=0.4)
@@ -95,8 +96,10 @@ class DINO(Method):
         # The paper's views, after BYOL's asymmetric pair; blur is for large images only, as elsewhere.
         blur = float(spec.image_size >= 64)
         self.views = (replace(view, blur=blur), replace(view, blur=0.1 * blur, solarize=0.2))
-        scale = (config.local_min, config.global_min)
-        self.local = replace(view, size=local_size(backbone), scale=scale, blur=0.5 * blur)
+        # Local views are to global ones as the paper's 96 pixels to 224, in whole patches or steps of 16 pixels.
+        unit = spec.patch_size or 16
+        side = max(math.ceil(spec.image_size * 3 / 7 / unit) * unit, backbone.reduction)
+        self.local = replace(view, size=side, scale=(config.local_min, config.global_min), blur=0.5 * blur)
 
     def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """Return the loss over all views, with the teacher's entropy, and the divergence of the student from it.
@@ -105,9 +108,8 @@ class DINO(Method):
         """
         large = torch.cat([view(batch) for view in self.views])  # (2B, C, S, S)
         features = [self.backbone(large)]
-        if self.config.local_views:
-            small = torch.cat([self.local(batch) for _ in range(self.config.local_views)])  # (L·B, C, s, s)
-            features.append(self.backbone(small))
+        if count := self.config.local_views:
+            features.append(self.backbone(torch.cat([self.local(batch) for _ in range(count)])))  # (L·B, dim)
         frozen = progress < self.config.freeze
         student = self.head(torch.cat(features), frozen).unflatten(0, (-1, len(batch.images)))  # (2 + L, B, K)
         teacher = self.teacher(large).unflatten(0, (2, -1))  # (2, B, K)
@@ -122,17 +124,16 @@ class DINO(Method):
 
     def sharpen(self, cosines: Tensor, progress: float) -> Tensor:
         """Return the teacher's probabilities (..., K): cosines (..., K), centred and sharpened."""
-        start, end, share = self.config.teacher_temperature_start, self.config.teacher_temperature, 1.0
+        start, end = self.config.teacher_temperature_start, self.config.teacher_temperature
+        warmup = self.config.teacher_warmup
         assert end
-        if progress < self.config.teacher_warmup:
-            share = progress / self.config.teacher_warmup
-        return F.softmax((cosines - self.centre) / (start + (end - start) * share), dim=-1)
+        risen = min(progress / warmup, 1) if warmup else 1
+        return F.softmax((cosines - self.centre) / (start + (end - start) * risen), dim=-1)
 
     @torch.no_grad()
     def move_centre(self, cosines: Tensor, momentum: float) -> None:
         """Move the centre towards the mean of the teacher's cosines (2, B, K) over all processes (equation 4)."""
-        mean = gather(cosines.mean((0, 1))[None]).mean(0)
-        self.centre.lerp_(mean, 1 - momentum)
+        self.centre.lerp_(gather(cosines.mean((0, 1))[None]).mean(0), 1 - momentum)
 
     def after_step(self, progress: float) -> None:
         """Move the teacher, less and less. Its BatchNorm statistics are its own, of global views only."""
@@ -163,27 +164,6 @@ class DINO(Method):
         }
 
 
-class Head(nn.Module):
-    """Features (B, dim) to cosines (B, K) of a unit vector with unit prototypes (the paper's appendix C)."""
-
-    def __init__(self, dim: int, hidden: int, bottleneck: int, prototypes: int, norm: bool) -> None:
-        super().__init__()
-        self.layers = nn.Sequential()
-        for size in (dim, hidden):
-            self.layers.extend([nn.Linear(size, hidden), nn.BatchNorm1d(hidden) if norm else nn.Identity(), nn.GELU()])
-        self.layers.append(nn.Linear(hidden, bottleneck))
-        self.prototypes = nn.Parameter(F.normalize(torch.randn(prototypes, bottleneck)))
-
-    def forward(self, features: Tensor, frozen: bool = False) -> Tensor:
-        """Return the cosines in float32; the prototypes get no gradient if `frozen`."""
-        z = self.layers(features)
-        with torch.autocast(features.device.type, enabled=False):  # bfloat16 is too coarse to be divided by 0.04
-            prototypes = F.normalize(self.prototypes)
-            if frozen:  # a gradient of zero, not none: DistributedDataParallel waits for each parameter's
-                prototypes = prototypes.detach() + 0 * prototypes
-            return F.normalize(z.float()) @ prototypes.T
-
-
 def dino_loss(student: Tensor, target: Tensor, temperature: float) -> Tensor:
     """Return the cross entropy of the student's answers to the teacher's, over pairs of different views (equation 3).
 
@@ -193,9 +173,3 @@ def dino_loss(student: Tensor, target: Tensor, temperature: float) -> Tensor:
     logs = F.log_softmax(student / temperature, dim=2)
     others = logs.sum(0) - logs[: len(target)]  # (G, B, K): of all views but the teacher's own
     return -(target * others).sum() / (len(target) * (len(student) - 1) * student.shape[1])
-
-
-def local_size(backbone: Backbone) -> int:
-    """Return the side of local views: as the paper's 96 to 224, rounded up to whole patches or steps of 16 pixels."""
-    unit = backbone.spec.patch_size or 16
-    return max(math.ceil(backbone.spec.image_size * 3 / 7 / unit) * unit, backbone.reduction)

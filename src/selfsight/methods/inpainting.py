@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfsight.backbones import Backbone
-from selfsight.data.augment import View, uniform, whole
+from selfsight.data.augment import View, whole
 from selfsight.data.images import Batch
+from selfsight.data.masks import centre_block, random_regions
 from selfsight.errors import SelfsightError
 from selfsight.methods.method import Facts, Method
 from selfsight.nn import map_decoder
@@ -61,12 +62,9 @@ class Inpainting(Method):
         size, channels = backbone.spec.image_size, backbone.spec.channels
         self.config = config.fit_to(Facts(0, size, channels))
         self.view = View(size, scale=(config.crop_min, 1.0), hflip=config.hflip)
-        training = backbone.training
-        with torch.no_grad():  # a dry run, in eval mode for BatchNorm's sake, tells the side of the map
-            side = backbone.eval().maps(backbone.mean.expand(1, -1, size, size)).shape[-1]
-        backbone.train(training)
         # Up to at least half the view: the last doubling would cost more than the others together, for smooth answers.
-        self.decoder = map_decoder(backbone.dim, channels, doublings=max(0, math.ceil(math.log2(size / side)) - 1))
+        doublings = max(0, math.ceil(math.log2(backbone.reduction)) - 1)
+        self.decoder = map_decoder(backbone.dim, channels, doublings)
         self.critic = discriminator(channels, size) if config.adversarial else None
 
     def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
@@ -120,29 +118,6 @@ class Inpainting(Method):
         seen, filled = torch.where(hidden, self.backbone.mean, x), self.fill(x, hidden)
         error = f"{float(psnr(filled, x, hidden)):.1f} dB, the mean colour {float(psnr(seen, x, hidden)):.1f}"
         return {f"Top to bottom: what it saw, what it filled in ({error}), the truth": torch.stack([seen, filled, x])}
-
-
-def centre_block(size: int, share: float) -> Tensor:
-    """Return (1, 1, size, size) bool: the middle square of about this share of the image (section 3.3)."""
-    side = max(1, round(size * math.sqrt(share)))
-    start = (size - side) // 2
-    return F.pad(torch.ones(1, 1, side, side, dtype=torch.bool), (start, size - side - start) * 2)
-
-
-def random_regions(n: int, size: int, share: float, grain: int, device: torch.device) -> Tensor:
-    """Return (n, 1, size, size) bool: random smooth shapes, together round(share · size²) pixels of each image.
-
-    As in the authors' code, the lowest part of noise with one value each `grain` pixels, enlarged (bicubic); in section
-    3.3 they are deformed segmentation masks of another data set. Every pixel is hidden equally often.
-    """
-    cells = -(-size // grain) + 2
-    noise = uniform(n * cells * cells, 0, 1).view(n, 1, cells, cells).to(device, non_blocking=True)
-    field = F.interpolate(noise, size=cells * grain, mode="bicubic")
-    # A random window of it, or the noise's grid would show: one for the batch, so the same in all processes.
-    top, left = (grain // 2 + torch.randint(grain, (2,))).tolist()
-    field = field[..., top : top + size, left : left + size].flatten(1)  # (n, size²)
-    lowest = field.topk(max(1, round(share * size * size)), largest=False, sorted=False).indices
-    return torch.zeros_like(field, dtype=torch.bool).scatter_(1, lowest, True).view(n, 1, size, size)
 
 
 def error_weight(hidden: Tensor, overlap: int) -> Tensor:

@@ -3,13 +3,9 @@
 Noroozi, Favaro: Unsupervised Learning of Visual Representations by Solving Jigsaw Puzzles, ECCV 2016.
 """
 
-import functools
-import itertools
 import math
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,8 +13,9 @@ from torch import Tensor, nn
 from selfsight.backbones import Backbone
 from selfsight.data.augment import View, uniform, whole
 from selfsight.data.images import Batch
+from selfsight.data.permutations import permutation_set
 from selfsight.errors import SelfsightError
-from selfsight.methods.method import Facts, Method
+from selfsight.methods.method import Method
 from selfsight.nn import mlp
 from selfsight.optim import Optim
 
@@ -38,8 +35,6 @@ class Jigsaw(Method):
         """Number of orders to tell apart, P; the paper's largest set has 1000."""
         puzzles: int = 16
         """Orders drawn for an image in a step; the backbone sees each tile once, so more of them cost little."""
-        tile: int | None = None
-        """Side of a tile in pixels; by default as it is in the view, rounded to what the backbone can take."""
         gap: float = 11 / 75
         """Share of a cell's side that its tile leaves free, at random on either side: the mean gap between tiles."""
         crop_min: float = 0.5
@@ -51,20 +46,18 @@ class Jigsaw(Method):
         hidden: int = 1024
         """Width of the classifier's hidden layer; a tile's head has a quarter of it."""
 
-        def fit_to(self, facts: Facts) -> Self:
-            """Fill in what depends on the size of the images."""
-            return replace(self, tile=self.tile or max(1, round(facts.image_size / 3 * (1 - self.gap))))
+        def __post_init__(self) -> None:
+            if not 0 < self.gap < 1:
+                raise SelfsightError(f"gap {self.gap}: must lie between 0 and 1")
 
     permutations: Tensor
 
     def __init__(self, backbone: Backbone, config: Config) -> None:
         super().__init__(backbone, config)
-        config = config.fit_to(Facts(0, backbone.spec.image_size, backbone.spec.channels))
-        assert config.tile
-        if not 0 < config.gap < 1:
-            raise SelfsightError(f"gap {config.gap}: must lie between 0 and 1")
         self.puzzles = config.puzzles
-        self.tile = tile_size(backbone, config.tile)
+        # As large as in the view, in whole steps of the backbone: what lies between costs as much as the next one.
+        steps = round(backbone.spec.image_size / 3 * (1 - config.gap) / backbone.reduction)
+        self.tile = max(1, steps) * backbone.reduction
         self.cell = math.ceil(self.tile / (1 - config.gap))
         # Grey, as colours give a tile's place away: a lens's fringes grow towards the corners.
         grey = config.grey if backbone.spec.channels == 3 else 0.0
@@ -121,44 +114,6 @@ class Jigsaw(Method):
         rows = torch.stack([board(shuffled, self.cell), board(solved, self.cell)])
         right = int((answered == labels).sum())
         return {f"Above: the puzzle; below: as it was solved ({right} of {n} right)": rows}
-
-
-def tile_size(backbone: Backbone, side: int) -> int:
-    """Return the multiple nearest to `side` of how much the backbone shrinks an image: a ViT's patch, a ResNet's 32.
-
-    What lies between costs as much as the next one. And no less than one: oneDNN leaves weight gradients of a strided
-    bfloat16 convolution of 1 x 1 maps unwritten.
-    """
-    info = getattr(backbone.model, "feature_info", None)
-    reduction = int(info[-1]["reduction"]) if info else 1
-    reduction = backbone.spec.patch_size or (reduction // 2 if backbone.spec.small_stem else reduction)
-    return max(1, round(side / reduction)) * reduction
-
-
-@functools.cache
-def permutation_set(count: int, seed: int = 0) -> Tensor:
-    """Return `count` orders of nine tiles, far from one another: (count, 9) int64; place j shows tile p[j].
-
-    The paper's Algorithm 1: from a random one on, always add the one of all 9! that has the largest summed (thus also
-    average) Hamming distance to those chosen before. Of those equal in this, the one whose nearest is farthest: where
-    two orders differ in blank tiles only, they cannot be told apart.
-
-    Raises SelfsightError unless 2 <= count <= 9!.
-    """
-    orders = math.factorial(9)
-    if not 2 <= count <= orders:
-        raise SelfsightError(f"permutations {count}: nine tiles have 2 to {orders:,}; the paper uses up to 1000")
-    flat = np.fromiter(itertools.chain.from_iterable(itertools.permutations(range(9))), np.uint8, 9 * orders)
-    every = np.ascontiguousarray(flat.reshape(orders, 9).T)  # (9, 9!)
-    total, nearest = np.zeros(orders, np.int64), np.full(orders, 9, np.uint8)
-    chosen = [int(np.random.default_rng(seed).integers(orders))]
-    while len(chosen) < count:
-        distance = (every != every[:, chosen[-1], None]).sum(0, dtype=np.uint8)  # (9!,)
-        total += distance
-        total[chosen[-1]] = -(10**9)  # never again
-        np.minimum(nearest, distance, out=nearest)
-        chosen.append(int((10 * total + nearest).argmax()))
-    return torch.from_numpy(every[:, chosen].T.astype(np.int64))
 
 
 def cut(x: Tensor, top: Tensor, left: Tensor, tile: int) -> Tensor:
