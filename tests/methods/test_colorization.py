@@ -223,8 +223,8 @@ def test_it_learns_colours_that_lightness_tells() -> None:
     method, batch = a_method(), painted(32)
     optimizer = optim.build(method, method.optim)
     optim.set_rate(optimizer.param_groups, 3e-3)
-    for step in range(50):
-        loss = method(batch, step / 50)["loss"]
+    for step in range(80):
+        loss = method(batch, step / 80)["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
