@@ -62,3 +62,11 @@ def test_a_run_without_its_method_or_with_another_one_is_named(tmp_path: Path) -
     run.save_method(nn.Linear(2, 2))
     with pytest.raises(SelfsightError, match="written by another version"):
         run.load_method(nn.Linear(3, 2))
+
+
+def test_weights_may_be_read_by_whom_the_other_files_may(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.save_method(nn.Linear(2, 2))
+    other = tmp_path / "other.txt"
+    other.touch()
+    assert run.method_file.stat().st_mode == other.stat().st_mode

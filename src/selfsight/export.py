@@ -9,7 +9,7 @@ from typing import Any, Literal
 import timm
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from selfsight.backbones import Backbone
@@ -123,7 +123,7 @@ def _timm(backbone: Backbone, out: Path) -> float:
             "features = model.eval()((images - mean) / std)  # images (N, C, S, S) in [0, 1]",
         ],
     }
-    replace_file(out, lambda path: save_file(state, path, {"format": "pt"}))
+    replace_file(out, lambda path: path.write_bytes(save(state, {"format": "pt"})))
     replace_file(out.with_suffix(".json"), lambda path: path.write_text(json.dumps(about, indent=2) + "\n"))
     return difference
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from selfsight.backbones import Backbone, create, spec_from_json, spec_to_json
@@ -158,7 +158,8 @@ class RunFolder:
 def _save_weights(path: Path, module: nn.Module) -> None:
     # Cloned: safetensors refuses tensors that share memory, as a head and its teacher's may.
     state = {k: v.detach().cpu().contiguous().clone() for k, v in module.state_dict().items()}
-    replace_file(path, lambda p: save_file(state, p, {"format": "pt"}))
+    # Not by save_file, which lets nobody but the owner read the file.
+    replace_file(path, lambda p: p.write_bytes(save(state, {"format": "pt"})))
 
 
 def _header(path: Path) -> list[str]:
