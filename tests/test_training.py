@@ -86,6 +86,7 @@ def test_a_killed_run_resumes_to_the_same_weights(digits_file: Path, tmp_path: P
     subprocess.run(again, check=True, env=environment())
     a, b = (load_file(RunFolder(p).weights_file) for p in (whole, killed))
     assert all(torch.equal(a[k], b[k]) for k in a)
+    assert not checkpoint.exists(), "a finished run leaves none"
     steps = [[row["step"] for row in RunFolder(p).metrics()] for p in (whole, killed)]
     assert steps[0] == steps[1], "the curve has each step once"
 

@@ -63,6 +63,7 @@ def pretrain(data: Any, method: str, config: Pretrain, method_config: Method.Con
     save_pictures(run.path / "pictures", draw(module.method.cpu(), images, rows, config.seed))
     run.save_method(module.method)
     run.save_backbone(module.kept())
+    run.checkpoint_file.unlink(missing_ok=True)  # nothing is left to resume
     return run
 
 
