@@ -45,12 +45,20 @@ def test_normalizes_its_input() -> None:
 
 
 def test_small_images_get_a_small_stem_and_large_ones_timms_own() -> None:
+    tiny = backbones.create(backbones.plan("resnet18", 32, 3, MEAN, STD)).model
     small = backbones.create(backbones.plan("resnet18", 64, 3, MEAN, STD)).model
     large = backbones.create(backbones.plan("resnet18", 65, 3, MEAN, STD)).model
-    assert small.conv1.kernel_size == (3, 3)
-    assert isinstance(small.maxpool, torch.nn.Identity)
+    assert tiny.conv1.kernel_size == small.conv1.kernel_size == (3, 3)
+    assert isinstance(tiny.maxpool, torch.nn.Identity)
+    assert isinstance(small.maxpool, torch.nn.AvgPool2d)
     assert large.conv1.kernel_size == (7, 7)
     assert isinstance(large.maxpool, torch.nn.MaxPool2d)
+
+
+@pytest.mark.parametrize(("size", "side"), [(32, 2), (40, 3), (48, 2), (64, 2), (96, 3)])
+def test_reduction_tells_the_side_of_the_map(size: int, side: int) -> None:
+    backbone = backbones.create(backbones.plan("resnet10t", size, 1, (0.5,), (0.25,))).eval()
+    assert backbone.maps(torch.rand(1, 1, size, size)).shape[-1] == side == -(-size // backbone.reduction)
 
 
 @pytest.mark.parametrize(("size", "patch"), [(28, 4), (32, 4), (64, 8), (96, 16), (224, 16)])

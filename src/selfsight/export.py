@@ -103,8 +103,8 @@ def _timm(backbone: Backbone, out: Path) -> float:
     model.load_state_dict(state, strict=True)
     edits = []
     if spec.small_stem:
-        model.maxpool = nn.Identity()
-        edits = ["model.maxpool = torch.nn.Identity()"]
+        model.maxpool = spec.stem_pool()
+        edits = [f"model.maxpool = torch.nn.{model.maxpool!r}"]
     model.eval()
     difference = check(out, backbone, lambda x: model(backbone.normalize(x)))
     arguments = ", ".join(f"{k}={v!r}" for k, v in spec.timm_arguments().items())
