@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from selfsight.backbones import Backbone
 from selfsight.data.augment import View, whole
 from selfsight.data.images import Batch
-from selfsight.data.masks import centre_block, random_regions
+from selfsight.data.masks import centre_block, random_regions, smooth_fill
 from selfsight.errors import SelfsightError
 from selfsight.methods.method import Facts, Method
-from selfsight.nn import map_decoder
+from selfsight.nn import adversarial_losses, discriminator, map_decoder
 from selfsight.optim import Optim
 
 
@@ -65,12 +65,14 @@ class Inpainting(Method):
         # Up to at least half the view: the last doubling would cost more than the others together, for smooth answers.
         doublings = max(0, math.ceil(math.log2(backbone.reduction)) - 1)
         self.decoder = map_decoder(backbone.dim, channels, doublings)
+        self.trust = nn.Parameter(torch.tensor([-0.2, 0.0, 0.0, 0.0]))  # little, as first answers are worth nothing
         self.critic = discriminator(channels, size) if config.adversarial else None
 
     def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """Return the paper's joint loss (equation 4) on normalized pixels, and the PSNR of the hidden ones in dB.
 
-        Both also for the one colour that fits the hidden pixels of the batch best: chance, psnr_chance.
+        Both also for the one colour that fits the hidden pixels of the batch best: chance, psnr_chance. `psnr` is of
+        the blend with the smooth fill, psnr_smooth of this alone.
         """
         x = self.view(batch)  # (B, C, S, S)
         hidden = self.draw_masks(x)  # (B, 1, S, S)
@@ -78,15 +80,19 @@ class Inpainting(Method):
         weight = error_weight(hidden, self.config.overlap or 0)
         colour = (weight * truth).sum((0, 2, 3), keepdim=True) / weight.sum()  # (1, C, 1, 1)
         loss, chance = (reconstruction_loss(y, truth, weight) for y in (answer, colour))
-        out = {"psnr": psnr(self.pixels(answer), x, hidden), "psnr_chance": psnr(self.pixels(colour), x, hidden)}
+        smooth = self.backbone.normalize(smooth_fill(x, hidden))
+        blend = self.blend(answer.detach(), smooth, hidden)
+        shown = {"psnr": blend, "psnr_chance": colour, "psnr_smooth": smooth}
+        out = {name: psnr(self.pixels(y), x, hidden) for name, y in shown.items()}
+        aside = reconstruction_loss(blend, truth, hidden.float())
         if self.critic is not None:
             share = self.config.adversarial
             fooling, judging = adversarial_losses(self.critic, truth, torch.where(weight > 0, answer, truth))
-            # The discriminator's own loss adds its gradient but not its value, which tells nothing of the answers.
-            loss = (1 - share) * loss + share * fooling + (judging - judging.detach())
-            chance = (1 - share) * chance
+            loss, chance = (1 - share) * loss + share * fooling, (1 - share) * chance
             out |= {"adversarial": fooling, "discriminator": judging}
-        return {"loss": loss, "chance": chance, **out}
+            aside = aside + judging
+        # What the blend and the discriminator learn by adds its gradient but not its value, which is not the paper's.
+        return {"loss": loss + (aside - aside.detach()), "chance": chance, **out}
 
     def draw_masks(self, x: Tensor) -> Tensor:
         """Return what to hide of each image of `x` (B, C, S, S): (B, 1, S, S) bool, the same share of each."""
@@ -103,20 +109,35 @@ class Inpainting(Method):
         y = self.decoder(self.backbone.maps(torch.where(hidden, self.backbone.mean, x)))  # (B, C, about S/2, S/2)
         return F.interpolate(y.float(), size=x.shape[-2:], mode="bilinear")
 
+    def blend(self, answer: Tensor, smooth: Tensor, hidden: Tensor) -> Tensor:
+        """Return the network's answer (B, C, S, S), blended with the smooth fill by how deep in the hidden part it is.
+
+        Not in the paper: the last map is too coarse to tell the colours right beside what is seen, where a smooth fill
+        is hard to beat. Which to trust how deep is learned, from the shares hidden of a 16th, an 8th and a quarter of
+        the side around. No gradient of it reaches the backbone: that must still tell all of the hidden part.
+        """
+        inside, size = hidden.float(), hidden.shape[-2:]
+        shares = [F.interpolate(F.adaptive_avg_pool2d(inside, n), size, mode="bilinear") for n in (16, 8, 4)]
+        depth = torch.cat([torch.ones_like(inside), *shares], 1)  # (B, 4, S, S)
+        trust = torch.sigmoid(10 * (self.trust[:, None, None] * depth).sum(1, keepdim=True))  # times ten: learned fast
+        return smooth + trust * (answer - smooth)
+
     def pixels(self, normalized: Tensor) -> Tensor:
         """Return normalized images as images in [0, 1], without gradients."""
         return (normalized.detach() * self.backbone.std + self.backbone.mean).clamp(0, 1)
 
     def fill(self, x: Tensor, hidden: Tensor) -> Tensor:
         """Return images (B, C, S, S) in [0, 1] with the part `hidden` (B, 1, S, S) filled in."""
-        return torch.where(hidden, self.pixels(self.answer(x, hidden)), x)
+        smooth = self.backbone.normalize(smooth_fill(x, hidden))
+        return torch.where(hidden, self.pixels(self.blend(self.answer(x, hidden), smooth, hidden)), x)
 
     def picture(self, batch: Batch) -> dict[str, Tensor]:
         """Show ten images: with a part hidden, filled in, and whole."""
         x = whole(batch, self.view.size)[:10]
         hidden = self.draw_masks(x)
         seen, filled = torch.where(hidden, self.backbone.mean, x), self.fill(x, hidden)
-        error = f"{float(psnr(filled, x, hidden)):.1f} dB, the mean colour {float(psnr(seen, x, hidden)):.1f}"
+        mine, theirs = (float(psnr(y, x, hidden)) for y in (filled, smooth_fill(x, hidden)))
+        error = f"{mine:.1f} dB, a smooth fill {theirs:.1f}"
         return {f"Top to bottom: what it saw, what it filled in ({error}), the truth": torch.stack([seen, filled, x])}
 
 
@@ -141,24 +162,3 @@ def reconstruction_loss(answer: Tensor, truth: Tensor, weight: Tensor) -> Tensor
 def psnr(answer: Tensor, truth: Tensor, hidden: Tensor) -> Tensor:
     """Return the peak signal-to-noise ratio over all hidden pixels of images in [0, 1], in dB, at most 100."""
     return -10 * reconstruction_loss(answer, truth, hidden.float()).clamp(min=1e-10).log10()
-
-
-def discriminator(channels: int, size: int, width: int = 32) -> nn.Sequential:
-    """Return a DCGAN-like discriminator: (B, channels, size, size) → (B,) logits, high for real images."""
-    layers: list[nn.Module] = [nn.Conv2d(channels, width, 4, 2, 1), nn.LeakyReLU(0.2)]
-    while (size := size // 2) >= 8:
-        layers += [nn.Conv2d(width, 2 * width, 4, 2, 1, bias=False), nn.BatchNorm2d(2 * width), nn.LeakyReLU(0.2)]
-        width *= 2
-    return nn.Sequential(*layers, nn.Conv2d(width, 1, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(0))
-
-
-def adversarial_losses(critic: nn.Module, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the loss of what made `fake`, -log D(fake) as in the authors' code, and that of the discriminator D.
-
-    Equation 3 per image. The first passes D with its parameters detached, the second gets `fake` detached: one
-    optimizer steps both players, each on its own gradient. The paper's D sees the answer alone, here in its context.
-    """
-    frozen = {name: parameter.detach() for name, parameter in critic.named_parameters()}
-    fooled: Tensor = torch.func.functional_call(critic, frozen, (fake,))
-    judging = F.softplus(-critic(real).float()).mean() + F.softplus(critic(fake.detach()).float()).mean()
-    return F.softplus(-fooled.float()).mean(), judging
