@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from selfsight import backbones
 from selfsight.data.images import Batch
-from selfsight.data.masks import centre_block, random_regions, smooth_fill
+from selfsight.data.masks import Blend, centre_block, depths, random_regions, smooth_fill
 from selfsight.errors import SelfsightError
 from selfsight.methods import inpainting
 from selfsight.methods.inpainting import (
@@ -260,28 +260,38 @@ def test_the_smooth_fill_continues_a_constant_and_a_slope() -> None:
 
 @pytest.mark.parametrize("trust", [0.0, 1.0])
 def test_the_blend_goes_from_the_smooth_fill_to_the_answer(trust: float) -> None:
-    method = a_method()
-    method.trust.data[0] = 100 * (2 * trust - 1)
+    blend = Blend()
+    blend.trust[0] = trust
     answer, smooth = torch.rand(2, 2, 3, 32, 32)
-    blend = method.blend(answer, smooth, random_regions(2, 32, 0.25, 8, CPU))
-    assert torch.allclose(blend, answer if trust else smooth)
+    assert torch.allclose(blend(answer, smooth, random_regions(2, 32, 0.25, 8, CPU)), answer if trust else smooth)
+
+
+def test_trust_is_the_least_squares_fit_of_the_batch() -> None:
+    """numpy's, over the hidden pixels and bands one by one."""
+    torch.manual_seed(0)
+    blend, hidden = Blend(), random_regions(2, 16, 0.4, 4, CPU)
+    answer, smooth, truth = torch.rand(3, 2, 3, 16, 16)
+    blend.learn(answer, smooth, truth, hidden)
+    depth, rows, wanted = depths(hidden), [], []
+    for i, _, y, x in hidden.nonzero().tolist():
+        for c in range(3):
+            rows.append((depth[i, :, y, x] * (answer - smooth)[i, c, y, x]).tolist())
+            wanted.append(float((truth - smooth)[i, c, y, x]))
+    expected = np.linalg.lstsq(np.array(rows), np.array(wanted), rcond=None)[0]
+    shares = np.array(rows) @ np.stack([expected, blend.trust.numpy()], 1)
+    assert np.abs(shares[:, 0] - shares[:, 1]).max() < 0.05 * np.abs(shares[:, 0]).max()
 
 
 def test_the_blend_learns_to_trust_the_answer_deep_inside_only() -> None:
     """An answer that is off by as much everywhere, a smooth fill that is the more so the deeper, both known."""
-    method, hidden = a_method(), centre_block(32, 0.5).expand(8, -1, -1, -1)
+    blend, hidden = Blend(), centre_block(32, 0.5).expand(8, -1, -1, -1)
     truth = torch.zeros(8, 3, 32, 32)
     away = (torch.arange(32) - 15.5).abs()
     depth = (12 - torch.maximum(away[:, None], away)).clamp(min=0)  # in pixels
     smooth, answer = truth + 0.1 * depth, truth - 0.4
-    optimizer = torch.optim.AdamW([method.trust], lr=4e-3)
-    for _ in range(150):
-        blend = method.blend(answer, smooth, hidden)
-        loss = reconstruction_loss(blend, truth, hidden.float())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    errors = [float(reconstruction_loss(y.detach(), truth, hidden.float())) for y in (blend, answer, smooth)]
+    blend.learn(answer, smooth, truth, hidden)
+    blended = blend(answer, smooth, hidden)
+    errors = [float(reconstruction_loss(y, truth, hidden.float())) for y in (blended, answer, smooth)]
     assert errors[0] < 0.5 * min(errors[1:])
 
 
@@ -301,8 +311,14 @@ def test_the_backbone_learns_from_the_answer_alone() -> None:
             method(batch, 0.0)["loss"].backward()
         gradients.append([p.grad.clone() for p in method.backbone.parameters() if p.grad is not None])
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients, strict=True))
-    assert method.trust.grad is not None
-    assert float(method.trust.grad.abs().min()) > 0
+    assert method.blend.trust.any()
+
+
+def test_trust_is_fitted_in_training_only_and_kept_in_checkpoints() -> None:
+    method = a_method().eval()
+    method(a_batch(), 0.0)
+    assert not method.blend.trust.any()
+    assert {"blend.trust", "blend.sums"} <= method.state_dict().keys()
 
 
 # ----------------------------------------------------------------------------------------------------- players
@@ -325,8 +341,6 @@ def test_each_player_has_the_gradient_of_its_own_loss() -> None:
         if which == "generator":
             fooling = -torch.sigmoid(trial.critic(fake)).log().mean()
             loss = 0.7 * reconstruction_loss(answer, truth, weight) + 0.3 * fooling
-            blend = trial.blend(answer.detach(), trial.backbone.normalize(smooth_fill(x, hidden)), hidden)
-            loss = loss + reconstruction_loss(blend, truth, hidden.float())
         else:
             right, wrong = torch.sigmoid(trial.critic(truth)), torch.sigmoid(trial.critic(fake.detach()))
             loss = -right.log().mean() - (1 - wrong).log().mean()

@@ -9,12 +9,12 @@ from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from selfsight.backbones import Backbone
 from selfsight.data.augment import View, whole
 from selfsight.data.images import Batch
-from selfsight.data.masks import centre_block, random_regions, smooth_fill
+from selfsight.data.masks import Blend, centre_block, random_regions, smooth_fill
 from selfsight.errors import SelfsightError
 from selfsight.methods.method import Facts, Method
 from selfsight.nn import adversarial_losses, discriminator, map_decoder
@@ -65,7 +65,9 @@ class Inpainting(Method):
         # Up to at least half the view: the last doubling would cost more than the others together, for smooth answers.
         doublings = max(0, math.ceil(math.log2(backbone.reduction)) - 1)
         self.decoder = map_decoder(backbone.dim, channels, doublings)
-        self.trust = nn.Parameter(torch.tensor([-0.2, 0.0, 0.0, 0.0]))  # little, as first answers are worth nothing
+        # Not in the paper: the last map is too coarse to tell the colours right beside what is seen, where a smooth
+        # fill is hard to beat. No gradient of it reaches the backbone: that must still tell all of the hidden part.
+        self.blend = Blend()
         self.critic = discriminator(channels, size) if config.adversarial else None
 
     def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
@@ -81,18 +83,18 @@ class Inpainting(Method):
         colour = (weight * truth).sum((0, 2, 3), keepdim=True) / weight.sum()  # (1, C, 1, 1)
         loss, chance = (reconstruction_loss(y, truth, weight) for y in (answer, colour))
         smooth = self.backbone.normalize(smooth_fill(x, hidden))
-        blend = self.blend(answer.detach(), smooth, hidden)
-        shown = {"psnr": blend, "psnr_chance": colour, "psnr_smooth": smooth}
+        if self.training:
+            self.blend.learn(answer, smooth, truth, hidden)
+        shown = {"psnr": self.blend(answer, smooth, hidden), "psnr_chance": colour, "psnr_smooth": smooth}
         out = {name: psnr(self.pixels(y), x, hidden) for name, y in shown.items()}
-        aside = reconstruction_loss(blend, truth, hidden.float())
         if self.critic is not None:
             share = self.config.adversarial
             fooling, judging = adversarial_losses(self.critic, truth, torch.where(weight > 0, answer, truth))
-            loss, chance = (1 - share) * loss + share * fooling, (1 - share) * chance
+            # The discriminator's own loss adds its gradient but not its value, which tells nothing of the answers.
+            loss = (1 - share) * loss + share * fooling + (judging - judging.detach())
+            chance = (1 - share) * chance
             out |= {"adversarial": fooling, "discriminator": judging}
-            aside = aside + judging
-        # What the blend and the discriminator learn by adds its gradient but not its value, which is not the paper's.
-        return {"loss": loss + (aside - aside.detach()), "chance": chance, **out}
+        return {"loss": loss, "chance": chance, **out}
 
     def draw_masks(self, x: Tensor) -> Tensor:
         """Return what to hide of each image of `x` (B, C, S, S): (B, 1, S, S) bool, the same share of each."""
@@ -108,19 +110,6 @@ class Inpainting(Method):
         """
         y = self.decoder(self.backbone.maps(torch.where(hidden, self.backbone.mean, x)))  # (B, C, about S/2, S/2)
         return F.interpolate(y.float(), size=x.shape[-2:], mode="bilinear")
-
-    def blend(self, answer: Tensor, smooth: Tensor, hidden: Tensor) -> Tensor:
-        """Return the network's answer (B, C, S, S), blended with the smooth fill by how deep in the hidden part it is.
-
-        Not in the paper: the last map is too coarse to tell the colours right beside what is seen, where a smooth fill
-        is hard to beat. Which to trust how deep is learned, from the shares hidden of a 16th, an 8th and a quarter of
-        the side around. No gradient of it reaches the backbone: that must still tell all of the hidden part.
-        """
-        inside, size = hidden.float(), hidden.shape[-2:]
-        shares = [F.interpolate(F.adaptive_avg_pool2d(inside, n), size, mode="bilinear") for n in (16, 8, 4)]
-        depth = torch.cat([torch.ones_like(inside), *shares], 1)  # (B, 4, S, S)
-        trust = torch.sigmoid(10 * (self.trust[:, None, None] * depth).sum(1, keepdim=True))  # times ten: learned fast
-        return smooth + trust * (answer - smooth)
 
     def pixels(self, normalized: Tensor) -> Tensor:
         """Return normalized images as images in [0, 1], without gradients."""
