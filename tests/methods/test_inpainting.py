@@ -12,18 +12,17 @@ from torch import Tensor, nn
 
 from selfsight import backbones
 from selfsight.data.images import Batch
-from selfsight.data.masks import centre_block, random_regions
+from selfsight.data.masks import Blend, centre_block, depths, random_regions, smooth_fill
 from selfsight.errors import SelfsightError
 from selfsight.methods import inpainting
 from selfsight.methods.inpainting import (
     Inpainting,
-    adversarial_losses,
-    discriminator,
     error_weight,
     psnr,
     reconstruction_loss,
 )
 from selfsight.methods.method import Facts
+from selfsight.nn import adversarial_losses, discriminator
 
 CPU = torch.device("cpu")
 
@@ -221,6 +220,107 @@ def test_hidden_pixels_do_not_leak(mask: Literal["regions", "centre"]) -> None:
     assert torch.equal(inputs[0][~hidden.expand_as(x)], x[~hidden.expand_as(x)])
 
 
+# ---------------------------------------------------------------------------------------- the fill that knows nothing
+
+
+def plain_harmonic(x: Tensor, hidden: Tensor, steps: int) -> Tensor:
+    """Each hidden pixel of (S, S) the mean of itself and its up to eight neighbours, a pixel at a time till all are."""
+    filled = torch.where(hidden, x[~hidden].mean(), x)
+    side = len(x)
+    places = hidden.nonzero().tolist()
+    for _ in range(steps):
+        before = filled.clone()
+        for row, column in places:
+            around = before[max(row - 1, 0) : min(row + 2, side), max(column - 1, 0) : min(column + 2, side)]
+            filled[row, column] = around.mean()
+    return filled
+
+
+@pytest.mark.parametrize("side", [12, 13])
+def test_the_smooth_fill_is_nearly_harmonic(side: int) -> None:
+    """Far nearer to it than the one colour that fits best; visible pixels stay, and it knows nothing of hidden ones."""
+    torch.manual_seed(0)
+    x = nn.functional.interpolate(torch.rand(3, 1, 4, 4), side, mode="bilinear")
+    hidden = torch.cat([centre_block(side, 0.25), random_regions(2, side, 0.3, 4, CPU)])
+    filled = smooth_fill(x, hidden)
+    assert torch.equal(filled[~hidden], x[~hidden])
+    assert torch.equal(smooth_fill(torch.where(hidden, 7.0, x), hidden), filled)
+    for image, mask, answer in zip(x[:, 0], hidden[:, 0], filled[:, 0], strict=True):
+        target = plain_harmonic(image, mask, 60)[mask]
+        error = (answer[mask] - target).square().mean()
+        assert float(error) < 0.2 * float((target - target.mean()).square().mean() + 1e-4)
+
+
+def test_the_smooth_fill_continues_a_constant_and_a_slope() -> None:
+    hidden = centre_block(32, 0.25)
+    assert torch.allclose(smooth_fill(torch.full((1, 3, 32, 32), 0.3), hidden), torch.tensor(0.3))
+    slope = torch.linspace(0, 1, 32).expand(1, 1, 32, 32)
+    assert float((smooth_fill(slope, hidden) - slope).abs().max()) < 0.08
+
+
+@pytest.mark.parametrize("trust", [0.0, 1.0])
+def test_the_blend_goes_from_the_smooth_fill_to_the_answer(trust: float) -> None:
+    blend = Blend()
+    blend.trust[0] = trust
+    answer, smooth = torch.rand(2, 2, 3, 32, 32)
+    assert torch.allclose(blend(answer, smooth, random_regions(2, 32, 0.25, 8, CPU)), answer if trust else smooth)
+
+
+def test_trust_is_the_least_squares_fit_of_the_batch() -> None:
+    """numpy's, over the hidden pixels and bands one by one."""
+    torch.manual_seed(0)
+    blend, hidden = Blend(), random_regions(2, 16, 0.4, 4, CPU)
+    answer, smooth, truth = torch.rand(3, 2, 3, 16, 16)
+    blend.learn(answer, smooth, truth, hidden)
+    depth, rows, wanted = depths(hidden), [], []
+    for i, _, y, x in hidden.nonzero().tolist():
+        for c in range(3):
+            rows.append((depth[i, :, y, x] * (answer - smooth)[i, c, y, x]).tolist())
+            wanted.append(float((truth - smooth)[i, c, y, x]))
+    expected = np.linalg.lstsq(np.array(rows), np.array(wanted), rcond=None)[0]
+    shares = np.array(rows) @ np.stack([expected, blend.trust.numpy()], 1)
+    assert np.abs(shares[:, 0] - shares[:, 1]).max() < 0.05 * np.abs(shares[:, 0]).max()
+
+
+def test_the_blend_learns_to_trust_the_answer_deep_inside_only() -> None:
+    """An answer that is off by as much everywhere, a smooth fill that is the more so the deeper, both known."""
+    blend, hidden = Blend(), centre_block(32, 0.5).expand(8, -1, -1, -1)
+    truth = torch.zeros(8, 3, 32, 32)
+    away = (torch.arange(32) - 15.5).abs()
+    depth = (12 - torch.maximum(away[:, None], away)).clamp(min=0)  # in pixels
+    smooth, answer = truth + 0.1 * depth, truth - 0.4
+    blend.learn(answer, smooth, truth, hidden)
+    blended = blend(answer, smooth, hidden)
+    errors = [float(reconstruction_loss(y, truth, hidden.float())) for y in (blended, answer, smooth)]
+    assert errors[0] < 0.5 * min(errors[1:])
+
+
+def test_the_backbone_learns_from_the_answer_alone() -> None:
+    """With or without the blend its gradient is the same: that of the paper's loss."""
+    method, batch = a_method(), a_batch()
+    gradients = []
+    for alone in (True, False):
+        method.zero_grad()
+        torch.manual_seed(5)
+        if alone:
+            x = method.view(batch)
+            hidden = method.draw_masks(x)
+            truth = method.backbone.normalize(x)
+            reconstruction_loss(method.answer(x, hidden), truth, error_weight(hidden, 0)).backward()
+        else:
+            method(batch, 0.0)["loss"].backward()
+        gradients.append([p.grad.clone() for p in method.backbone.parameters() if p.grad is not None])
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients, strict=True))
+    assert method.blend.trust.any()
+
+
+def test_trust_is_fitted_in_training_only_and_kept_in_checkpoints() -> None:
+    method = a_method().eval()
+    method(a_batch(), 0.0)
+    assert not method.blend.trust.any()
+    assert {"blend.trust", "blend.sums"} <= method.state_dict().keys()
+
+
 # ----------------------------------------------------------------------------------------------------- players
 
 
@@ -325,7 +425,7 @@ def test_learns_more_than_a_colour(photo: NDArray[np.uint8]) -> None:
 def test_without_adversarial_loss_there_is_no_discriminator() -> None:
     method = a_method()
     assert method.critic is None
-    assert set(method(a_batch(), 0.0)) == {"loss", "chance", "psnr", "psnr_chance"}
+    assert set(method(a_batch(), 0.0)) == {"loss", "chance", "psnr", "psnr_chance", "psnr_smooth"}
 
 
 def test_defaults_follow_the_paper() -> None:

@@ -1,12 +1,13 @@
-"""Masks: which part of each image is hidden, for methods that fill it in. Shapes as in "Context Encoders" (2016)."""
+"""Masks: which part of an image is hidden, in shapes as in "Context Encoders" (2016), and a fill that knows nothing."""
 
 import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from selfsight.data.augment import uniform
+from selfsight.nn import gather
 
 
 def centre_block(size: int, share: float) -> Tensor:
@@ -30,3 +31,63 @@ def random_regions(n: int, size: int, share: float, grain: int, device: torch.de
     field = field[..., top : top + size, left : left + size].flatten(1)  # (n, size²)
     lowest = field.topk(max(1, round(share * size * size)), largest=False, sorted=False).indices
     return torch.zeros_like(field, dtype=torch.bool).scatter_(1, lowest, True).view(n, 1, size, size)
+
+
+def smooth_fill(x: Tensor, hidden: Tensor, sweeps: int = 1) -> Tensor:
+    """Return images (B, C, S, S) with the part `hidden` (B, 1, S, S) filled in smoothly from the visible pixels around.
+
+    Nearly the harmonic function, in which each hidden pixel is the mean of its neighbours. From coarse to fine: first
+    in images of half the side, made of the means of visible pixels, then by a few sweeps over the pixels themselves;
+    the coarser, the more, as they cost less.
+    """
+    if x.shape[-1] == 1:
+        return x
+    seen = (~hidden).to(x.dtype)
+    share = F.avg_pool2d(seen, 2, ceil_mode=True)  # of each 2 x 2 pixels that is visible
+    coarse = F.avg_pool2d(x * seen, 2, ceil_mode=True) / share.clamp(min=1e-6)
+    guess = F.interpolate(smooth_fill(coarse, share == 0, 2 * sweeps), size=x.shape[-2:], mode="bilinear")
+    filled = torch.where(hidden, guess, x)
+    for _ in range(sweeps):
+        filled = torch.where(hidden, F.avg_pool2d(filled, 3, 1, 1, count_include_pad=False), x)
+    return filled
+
+
+class Blend(nn.Module):
+    """Between a smooth fill and a network's answer, by how deep in the hidden part a pixel is."""
+
+    trust: Tensor
+    """(4,): the share of the answer in the blend is linear in `depths`, and between 0 and 1."""
+    sums: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("trust", torch.zeros(4))
+        self.register_buffer("sums", torch.zeros(4, 5))
+
+    @torch.no_grad()
+    def forward(self, answer: Tensor, smooth: Tensor, hidden: Tensor) -> Tensor:
+        """Return the blend of `answer` and `smooth` (B, C, S, S); `hidden` (B, 1, S, S)."""
+        trust = (self.trust[:, None, None] * depths(hidden)).sum(1, keepdim=True).clamp(0, 1)  # (B, 1, S, S)
+        return smooth + trust * (answer - smooth)
+
+    @torch.no_grad()
+    def learn(self, answer: Tensor, smooth: Tensor, truth: Tensor, hidden: Tensor) -> None:
+        """Fit the trust to the truth by least squares, over all processes and the last ten or so batches."""
+        depth, apart = depths(hidden), hidden * (answer - smooth)
+        squared = apart.square().sum(1, keepdim=True)
+        wanted = (apart * (truth - smooth)).sum(1, keepdim=True)
+        columns = torch.cat([depth * squared, wanted], 1)[:, None] * depth[:, :, None]  # (B, 4, 5, S, S)
+        self.sums.lerp_(gather(columns.mean((0, 3, 4))[None]).mean(0), 0.1)
+        left, right = self.sums.split_with_sizes([4, 1], 1)  # the normal equations, kept from being singular
+        ridge = 1e-3 * left.diagonal().mean() * torch.eye(4, device=left.device)
+        self.trust.copy_(torch.linalg.solve_ex(left + ridge, right)[0][:, 0])
+
+
+def depths(hidden: Tensor) -> Tensor:
+    """Return how deep in the hidden part (B, 1, S, S) each pixel is: 1, and three hidden shares around, (B, 4, S, S).
+
+    The shares are of squares of a 16th, an 8th and a quarter of the side, between them interpolated.
+    """
+    inside, size = hidden.float(), hidden.shape[-2:]
+    shares = [F.interpolate(F.adaptive_avg_pool2d(inside, n), size, mode="bilinear") for n in (16, 8, 4)]
+    return torch.cat([torch.ones_like(inside), *shares], 1)

@@ -9,15 +9,15 @@ from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from selfsight.backbones import Backbone
 from selfsight.data.augment import View, whole
 from selfsight.data.images import Batch
-from selfsight.data.masks import centre_block, random_regions
+from selfsight.data.masks import Blend, centre_block, random_regions, smooth_fill
 from selfsight.errors import SelfsightError
 from selfsight.methods.method import Facts, Method
-from selfsight.nn import map_decoder
+from selfsight.nn import adversarial_losses, discriminator, map_decoder
 from selfsight.optim import Optim
 
 
@@ -65,12 +65,16 @@ class Inpainting(Method):
         # Up to at least half the view: the last doubling would cost more than the others together, for smooth answers.
         doublings = max(0, math.ceil(math.log2(backbone.reduction)) - 1)
         self.decoder = map_decoder(backbone.dim, channels, doublings)
+        # Not in the paper: the last map is too coarse to tell the colours right beside what is seen, where a smooth
+        # fill is hard to beat. No gradient of it reaches the backbone: that must still tell all of the hidden part.
+        self.blend = Blend()
         self.critic = discriminator(channels, size) if config.adversarial else None
 
     def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """Return the paper's joint loss (equation 4) on normalized pixels, and the PSNR of the hidden ones in dB.
 
-        Both also for the one colour that fits the hidden pixels of the batch best: chance, psnr_chance.
+        Both also for the one colour that fits the hidden pixels of the batch best: chance, psnr_chance. `psnr` is of
+        the blend with the smooth fill, psnr_smooth of this alone.
         """
         x = self.view(batch)  # (B, C, S, S)
         hidden = self.draw_masks(x)  # (B, 1, S, S)
@@ -78,7 +82,11 @@ class Inpainting(Method):
         weight = error_weight(hidden, self.config.overlap or 0)
         colour = (weight * truth).sum((0, 2, 3), keepdim=True) / weight.sum()  # (1, C, 1, 1)
         loss, chance = (reconstruction_loss(y, truth, weight) for y in (answer, colour))
-        out = {"psnr": psnr(self.pixels(answer), x, hidden), "psnr_chance": psnr(self.pixels(colour), x, hidden)}
+        smooth = self.backbone.normalize(smooth_fill(x, hidden))
+        if self.training:
+            self.blend.learn(answer, smooth, truth, hidden)
+        shown = {"psnr": self.blend(answer, smooth, hidden), "psnr_chance": colour, "psnr_smooth": smooth}
+        out = {name: psnr(self.pixels(y), x, hidden) for name, y in shown.items()}
         if self.critic is not None:
             share = self.config.adversarial
             fooling, judging = adversarial_losses(self.critic, truth, torch.where(weight > 0, answer, truth))
@@ -109,14 +117,16 @@ class Inpainting(Method):
 
     def fill(self, x: Tensor, hidden: Tensor) -> Tensor:
         """Return images (B, C, S, S) in [0, 1] with the part `hidden` (B, 1, S, S) filled in."""
-        return torch.where(hidden, self.pixels(self.answer(x, hidden)), x)
+        smooth = self.backbone.normalize(smooth_fill(x, hidden))
+        return torch.where(hidden, self.pixels(self.blend(self.answer(x, hidden), smooth, hidden)), x)
 
     def picture(self, batch: Batch) -> dict[str, Tensor]:
         """Show ten images: with a part hidden, filled in, and whole."""
         x = whole(batch, self.view.size)[:10]
         hidden = self.draw_masks(x)
         seen, filled = torch.where(hidden, self.backbone.mean, x), self.fill(x, hidden)
-        error = f"{float(psnr(filled, x, hidden)):.1f} dB, the mean colour {float(psnr(seen, x, hidden)):.1f}"
+        mine, theirs = (float(psnr(y, x, hidden)) for y in (filled, smooth_fill(x, hidden)))
+        error = f"{mine:.1f} dB, a smooth fill {theirs:.1f}"
         return {f"Top to bottom: what it saw, what it filled in ({error}), the truth": torch.stack([seen, filled, x])}
 
 
@@ -141,24 +151,3 @@ def reconstruction_loss(answer: Tensor, truth: Tensor, weight: Tensor) -> Tensor
 def psnr(answer: Tensor, truth: Tensor, hidden: Tensor) -> Tensor:
     """Return the peak signal-to-noise ratio over all hidden pixels of images in [0, 1], in dB, at most 100."""
     return -10 * reconstruction_loss(answer, truth, hidden.float()).clamp(min=1e-10).log10()
-
-
-def discriminator(channels: int, size: int, width: int = 32) -> nn.Sequential:
-    """Return a DCGAN-like discriminator: (B, channels, size, size) → (B,) logits, high for real images."""
-    layers: list[nn.Module] = [nn.Conv2d(channels, width, 4, 2, 1), nn.LeakyReLU(0.2)]
-    while (size := size // 2) >= 8:
-        layers += [nn.Conv2d(width, 2 * width, 4, 2, 1, bias=False), nn.BatchNorm2d(2 * width), nn.LeakyReLU(0.2)]
-        width *= 2
-    return nn.Sequential(*layers, nn.Conv2d(width, 1, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(0))
-
-
-def adversarial_losses(critic: nn.Module, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the loss of what made `fake`, -log D(fake) as in the authors' code, and that of the discriminator D.
-
-    Equation 3 per image. The first passes D with its parameters detached, the second gets `fake` detached: one
-    optimizer steps both players, each on its own gradient. The paper's D sees the answer alone, here in its context.
-    """
-    frozen = {name: parameter.detach() for name, parameter in critic.named_parameters()}
-    fooled: Tensor = torch.func.functional_call(critic, frozen, (fake,))
-    judging = F.softplus(-critic(real).float()).mean() + F.softplus(critic(fake.detach()).float()).mean()
-    return F.softplus(-fooled.float()).mean(), judging
