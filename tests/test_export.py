@@ -33,7 +33,13 @@ def finished(path: Path, name: str, size: int, channels: int = 3) -> tuple[RunFo
 
 @pytest.mark.parametrize(
     ("name", "size", "channels"),
-    [("resnet18", 28, 1), ("resnet18", 64, 3), ("resnet18", 96, 3), ("resnet10t", 32, 3), ("vit_tiny_patch16_224", 32, 3)],
+    [
+        ("resnet18", 28, 1),
+        ("resnet18", 64, 3),
+        ("resnet18", 96, 3),
+        ("resnet10t", 32, 3),
+        ("vit_tiny_patch16_224", 32, 3),
+    ],
 )
 def test_timm_loads_the_exported_weights_and_answers_the_same(
     tmp_path: Path, name: str, size: int, channels: int

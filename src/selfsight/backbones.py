@@ -15,7 +15,7 @@ from selfsight.errors import SelfsightError
 SMALL = 64
 """Images of up to this many pixels a side get a small-image stem."""
 TINY = 40
-"""Those of more than this are halved twice by that stem, as by timm's: at 64 pixels a step is then four times faster."""
+"""Those of more than this are halved twice by that stem, as by timm's: at 64 pixels it is three times as fast."""
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

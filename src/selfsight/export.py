@@ -10,7 +10,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from selfsight.backbones import Backbone
 from selfsight.errors import SelfsightError

@@ -425,7 +425,7 @@ def test_learns_more_than_a_colour(photo: NDArray[np.uint8]) -> None:
 def test_without_adversarial_loss_there_is_no_discriminator() -> None:
     method = a_method()
     assert method.critic is None
-    assert set(method(a_batch(), 0.0)) == {"loss", "chance", "psnr", "psnr_chance", "psnr_smooth"}
+    assert set(method(a_batch(), 0.0)) == {"loss", "chance", "psnr", "psnr_blend", "psnr_smooth", "psnr_chance"}
 
 
 def test_defaults_follow_the_paper() -> None:

@@ -74,7 +74,7 @@ class Inpainting(Method):
         """Return the paper's joint loss (equation 4) on normalized pixels, and the PSNR of the hidden ones in dB.
 
         Both also for the one colour that fits the hidden pixels of the batch best: chance, psnr_chance. `psnr` is of
-        the blend with the smooth fill, psnr_smooth of this alone.
+        the network's own answer, psnr_smooth of the smooth fill, psnr_blend of what pictures show.
         """
         x = self.view(batch)  # (B, C, S, S)
         hidden = self.draw_masks(x)  # (B, 1, S, S)
@@ -85,8 +85,8 @@ class Inpainting(Method):
         smooth = self.backbone.normalize(smooth_fill(x, hidden))
         if self.training:
             self.blend.learn(answer, smooth, truth, hidden)
-        shown = {"psnr": self.blend(answer, smooth, hidden), "psnr_chance": colour, "psnr_smooth": smooth}
-        out = {name: psnr(self.pixels(y), x, hidden) for name, y in shown.items()}
+        told = {"": answer, "_blend": self.blend(answer, smooth, hidden), "_smooth": smooth, "_chance": colour}
+        out = {f"psnr{name}": psnr(self.pixels(y), x, hidden) for name, y in told.items()}
         if self.critic is not None:
             share = self.config.adversarial
             fooling, judging = adversarial_losses(self.critic, truth, torch.where(weight > 0, answer, truth))
