@@ -1,13 +1,14 @@
-"""Speed of a SimCLR step: selfsight beside lightly's documented pipeline and beside its own ceiling, in one run.
+"""Speed of a step: selfsight's SimCLR beside lightly's documented pipeline, and any method beside its own ceiling.
 
     python benchmarks/throughput.py --photos DATA/photos --fashion DATA/fashion
+    python benchmarks/throughput.py --photos DATA/photos --method dino --batch-size 64
 
 Same backbone, batch, views and optimizer (AdamW); each contestant lives in a process of its own, and they take turns,
 so that a busy machine slows all alike. lightly runs as its documentation shows it: its SimCLRTransform on PIL images,
 a DataLoader with two workers, float32, torch's default memory format; and once more tuned by hand to what selfsight
 does by default: channels_last, and bf16 autocast where the processor is faster with it. selfsight tunes the allocator
 of its process as its training does; lightly's is left as it is. The ceiling is selfsight's step on ready-made
-tensors: no loading, no views.
+tensors: no loading, no views. Methods other than SimCLR have no contestant but their ceiling.
 """
 
 import multiprocessing
@@ -31,11 +32,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from selfsight import backbones, optim
+from selfsight import backbones, methods, optim
 from selfsight.data import ImageSet, Loader, open_images
+from selfsight.data.augment import View
+from selfsight.data.images import Batch
 from selfsight.memory import tune_allocator
-from selfsight.methods.method import Facts
-from selfsight.methods.simclr import SimCLR
+from selfsight.methods import Facts, Method
 from selfsight.nn import autocast
 
 OPTIM = optim.Optim("adamw", lr=1e-3, weight_decay=0.01)
@@ -52,6 +54,8 @@ class Arguments:
     """Folder of JPEG photos, measured at 96 pixels."""
     fashion: Path | None = None
     """Folder of Fashion-MNIST's IDX files, measured at 28 pixels."""
+    method: str = "simclr"
+    """Another one, dino for example, is measured beside its ceiling only."""
     backbone: str = "resnet10t"
     """timm's name."""
     batch_size: int = 256
@@ -62,26 +66,26 @@ class Arguments:
     """Shortest length of a turn."""
 
 
-def build(images: ImageSet, size: int, arguments: Arguments, device: torch.device) -> tuple[SimCLR, Any]:
-    """Return a fresh SimCLR and its optimizer."""
+def build(images: ImageSet, size: int, arguments: Arguments, device: torch.device) -> tuple[Method, Any]:
+    """Return a fresh method and its optimizer."""
     torch.manual_seed(0)
     channels = images.channels
     spec = backbones.plan(arguments.backbone, size, channels, (0.5,) * channels, (0.25,) * channels)
-    method = SimCLR(backbones.create(spec), SimCLR.Config().fit_to(Facts(len(images), size, channels))).to(device)
+    kind = methods.get(arguments.method)
+    method = kind(backbones.create(spec), kind.Config().fit_to(Facts(len(images), size, channels))).to(device)
     optimizer = optim.build(method, OPTIM)
     optim.set_rate(optimizer.param_groups, 1e-3)
     return method, optimizer
 
 
 def ours(images: ImageSet, size: int, arguments: Arguments, device: torch.device, ready_made: bool) -> Turn:
-    """Return selfsight's SimCLR."""
+    """Return selfsight's step."""
     method, optimizer = build(images, size, arguments, device)
     loader = Loader(images, images.rows("train"), arguments.batch_size, device)
     batches = loader.stream()
     batch = next(batches)
     if ready_made:
-        view = method.view(batch)
-        method.view = lambda _: view  # type: ignore[assignment]
+        fix_views(method, batch)
 
     def step() -> None:
         nonlocal batch
@@ -92,8 +96,23 @@ def ours(images: ImageSet, size: int, arguments: Arguments, device: torch.device
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        method.after_step(0.5)
 
     return lambda: step
+
+
+def fix_views(method: Method, batch: Batch) -> None:
+    """Let each view that the method draws be the one drawn now of `batch`."""
+
+    def fixed(view: View) -> Callable[[Batch], Tensor]:
+        ready = view(batch)
+        return lambda _: ready
+
+    for name, value in list(vars(method).items()):
+        if isinstance(value, View):
+            setattr(method, name, fixed(value))
+        elif isinstance(value, tuple) and all(isinstance(view, View) for view in value):
+            setattr(method, name, tuple(fixed(view) for view in value))
 
 
 class PilImages(Dataset[tuple[Any, int]]):
@@ -188,19 +207,20 @@ def measure(title: str, data: Path, cache: Path | None, size: int, arguments: Ar
     """Let the contestants take turns and print the table."""
     spawn = multiprocessing.get_context("spawn")
     pipes = {}
-    for name in CONTESTANTS:
+    contestants = CONTESTANTS if arguments.method == "simclr" else CONTESTANTS[:2]
+    for name in contestants:
         here, there = spawn.Pipe()
         spawn.Process(target=contestant, args=(name, data, cache, size, arguments, there), daemon=False).start()
         here.recv()  # one after the other: starting up must not disturb
         pipes[name] = here
-    speeds: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
+    speeds: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(arguments.blocks):
         for name, pipe in pipes.items():
             pipe.send(True)
             speeds[name].append(pipe.recv())
     for pipe in pipes.values():
         pipe.send(False)
-    print(f"\n{title}, {size} pixels, {arguments.backbone}, batch {arguments.batch_size}")
+    print(f"\n{arguments.method}, {title}, {size} pixels, {arguments.backbone}, batch {arguments.batch_size}")
     for name, values in speeds.items():
         ratios = [a / b for a, b in zip(speeds["selfsight"], values, strict=True)]
         print(

@@ -98,6 +98,29 @@ def test_teacher_keeps_batchnorm_statistics_of_its_own_if_asked() -> None:
     assert torch.equal(teacher.model.get_buffer("running_mean"), student.get_buffer("running_mean"))
 
 
+@pytest.mark.parametrize(("steps", "share"), [(100, 0.99), (10, 0.97), (100_000, 0.999)])
+def test_a_teacher_follows_a_training_however_short(steps: int, share: float) -> None:
+    student = nn.Linear(1, 1)
+    teacher = Teacher(student)
+    with torch.no_grad():
+        student.weight.copy_(teacher.model.get_parameter("weight") + 1)
+    start = float(student.weight.detach()) - 1
+    for step in range(steps // 4):
+        teacher.follow(student, 0.996, step / steps)
+    assert float(teacher.model.get_parameter("weight")) - start > share
+
+
+def test_a_teacher_in_a_long_training_has_the_momentum_asked_for() -> None:
+    student = nn.Linear(1, 1)
+    teacher = Teacher(student)
+    before = float(student.weight.detach())
+    with torch.no_grad():
+        student.weight.add_(1)
+    teacher.follow(student, 0.99, 0.0)
+    teacher.follow(student, 0.99, 1e-5)
+    assert float(teacher.model.get_parameter("weight")) - before == pytest.approx(1 - 0.99**2, abs=1e-5)
+
+
 def test_mlp_has_the_papers_layers() -> None:
     kinds = [type(layer).__name__ for layer in mlp(4, 8, 2)]
     assert kinds == ["Linear", "BatchNorm1d", "ReLU", "Linear"]

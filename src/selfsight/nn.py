@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from timm.layers.norm_act import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
 
+from selfsight.optim import cosine
+
 
 def mlp(*sizes: int) -> nn.Sequential:
     """Return Linear layers with BatchNorm and ReLU between them: `mlp(512, 512, 128)` is 512 → 512 → 128."""
@@ -39,12 +41,30 @@ def map_decoder(dim: int, out: int, doublings: int, width: int = 128) -> nn.Sequ
     return nn.Sequential(*layers, nn.Conv2d(width, out, 1))
 
 
+SLOWEST_TEACHER = 0.05
+"""A teacher that follows a training averages over at most this share of it."""
+
+
 class Teacher(nn.Module):
     """An exponential moving average of a student, kept in float32 and without gradients."""
+
+    progress: Tensor
 
     def __init__(self, student: nn.Module) -> None:
         super().__init__()
         self.model = copy.deepcopy(student).requires_grad_(False)
+        self.register_buffer("progress", torch.zeros((), dtype=torch.float64))
+
+    def follow(self, student: nn.Module, momentum: float, progress: float) -> None:
+        """Move the weights as far as it is usual in self-distillation: less and less, by a momentum that rises to 1.
+
+        It rises by half a cosine from `momentum`, which papers choose for 10^5 steps. In a training of 100 a teacher of
+        momentum 0.99 would stay half its own random beginning, so that here the beginning is lowered as far as needed
+        for an average over a twentieth of the training. Its BatchNorm statistics stay its own: it sees images too.
+        """
+        step = progress - float(self.progress)
+        self.progress.fill_(progress)
+        self.update(student, cosine(min(momentum, max(0.0, 1 - step / SLOWEST_TEACHER)), 1.0, progress), buffers=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the teacher's output for `x`, without gradients."""

@@ -17,7 +17,7 @@ from selfsight.data.augment import View, whole
 from selfsight.data.images import Batch
 from selfsight.methods.method import Facts, Method
 from selfsight.nn import PrototypeHead, Teacher, gather
-from selfsight.optim import Optim, cosine
+from selfsight.optim import Optim
 from selfsight.pictures import bars
 
 
@@ -49,7 +49,8 @@ class DINO(Method):
         teacher_warmup: float = 0.1
         """Share of the training over which the teacher's temperature rises."""
         momentum: float | None = None
-        """The teacher's at the start, 1 at the end; by default 0.99 up to 20,000 images, 0.996 for ImageNet."""
+        """The teacher's at the start, at most, and 1 at the end; by default 0.99 up to 20,000 images, 0.996 for
+        ImageNet. Less in trainings of under 2,000 steps, where the teacher averages over their twentieth."""
         centre_momentum: float = 0.9
         """Of the mean of the teacher's answers that is taken from them."""
         freeze: float = 0.02
@@ -138,8 +139,7 @@ class DINO(Method):
     def after_step(self, progress: float) -> None:
         """Move the teacher, less and less. Its BatchNorm statistics are its own, of global views only."""
         assert self.config.momentum is not None
-        momentum = cosine(self.config.momentum, 1.0, progress)
-        self.teacher.update(nn.Sequential(self.backbone, self.head), momentum, buffers=False)
+        self.teacher.follow(nn.Sequential(self.backbone, self.head), self.config.momentum, progress)
 
     def encoder(self) -> Backbone:
         """Return the teacher's backbone: all through training it is better than the student's (section 5.1)."""
