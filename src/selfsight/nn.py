@@ -41,8 +41,8 @@ def map_decoder(dim: int, out: int, doublings: int, width: int = 128) -> nn.Sequ
     return nn.Sequential(*layers, nn.Conv2d(width, out, 1))
 
 
-SLOWEST_TEACHER = 0.05
-"""A teacher that follows a training averages over at most this share of it."""
+SLOWEST = 0.05
+"""What follows a training averages over at most this share of it."""
 
 
 class Teacher(nn.Module):
@@ -58,13 +58,18 @@ class Teacher(nn.Module):
     def follow(self, student: nn.Module, momentum: float, progress: float) -> None:
         """Move the weights as far as it is usual in self-distillation: less and less, by a momentum that rises to 1.
 
-        It rises by half a cosine from `momentum`, which papers choose for 10^5 steps. In a training of 100 a teacher of
-        momentum 0.99 would stay half its own random beginning, so that here the beginning is lowered as far as needed
-        for an average over a twentieth of the training. Its BatchNorm statistics stay its own: it sees images too.
+        It rises by half a cosine from `momentum`, made `brisk`. Its BatchNorm statistics stay its own: it sees images.
         """
-        step = progress - float(self.progress)
+        start = self.brisk(momentum, progress)
         self.progress.fill_(progress)
-        self.update(student, cosine(min(momentum, max(0.0, 1 - step / SLOWEST_TEACHER)), 1.0, progress), buffers=False)
+        self.update(student, cosine(start, 1.0, progress), buffers=False)
+
+    def brisk(self, momentum: float, progress: float) -> float:
+        """Return `momentum`, or if that is less the one whose average spans a twentieth of the training.
+
+        Papers choose theirs for 10^5 steps. In a training of 100 a teacher of 0.99 would half stay as it began.
+        """
+        return min(momentum, max(0.0, 1 - (progress - float(self.progress)) / SLOWEST))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the teacher's output for `x`, without gradients."""
@@ -225,24 +230,3 @@ class PrototypeHead(nn.Module):
             if frozen:  # a gradient of zero, not none: DistributedDataParallel waits for each parameter's
                 prototypes = prototypes.detach() + 0 * prototypes
             return F.normalize(z.float()) @ prototypes.T
-
-
-def discriminator(channels: int, size: int, width: int = 32) -> nn.Sequential:
-    """Return a DCGAN-like discriminator: (B, channels, size, size) → (B,) logits, high for real images."""
-    layers: list[nn.Module] = [nn.Conv2d(channels, width, 4, 2, 1), nn.LeakyReLU(0.2)]
-    while (size := size // 2) >= 8:
-        layers += [nn.Conv2d(width, 2 * width, 4, 2, 1, bias=False), nn.BatchNorm2d(2 * width), nn.LeakyReLU(0.2)]
-        width *= 2
-    return nn.Sequential(*layers, nn.Conv2d(width, 1, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(0))
-
-
-def adversarial_losses(critic: nn.Module, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the loss of what made `fake`, -log D(fake) as in the authors' code, and that of the discriminator D.
-
-    Equation 3 of "Context Encoders" (2016), per image. The first passes D with its parameters detached, the second gets
-    `fake` detached: one optimizer steps both players, each on its own gradient.
-    """
-    frozen = {name: parameter.detach() for name, parameter in critic.named_parameters()}
-    fooled: Tensor = torch.func.functional_call(critic, frozen, (fake,))
-    judging = F.softplus(-critic(real).float()).mean() + F.softplus(critic(fake.detach()).float()).mean()
-    return F.softplus(-fooled.float()).mean(), judging

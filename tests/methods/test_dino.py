@@ -82,6 +82,7 @@ def test_the_teacher_sees_global_views_only_and_the_student_all(backbone: str) -
         net.register_forward_pre_hook(lambda _, x, name=name: sides[name].append(tuple(x[0].shape)))
     method.head.register_forward_hook(lambda _, x, y: answers.update(student=y))
     method.teacher.register_forward_hook(lambda _, x, y: answers.update(teacher=y))
+    method.teacher.progress.fill_(1.0)  # no hurry
     method.centre.uniform_(-0.1, 0.1)
     centre = method.centre.clone()
     loss = method(a_batch(), 1.0)["loss"]

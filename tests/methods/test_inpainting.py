@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from selfsight import backbones
+from selfsight.adversarial import adversarial_losses, discriminator
 from selfsight.data.images import Batch
 from selfsight.data.masks import Blend, centre_block, depths, random_regions, smooth_fill
 from selfsight.errors import SelfsightError
@@ -22,7 +23,6 @@ from selfsight.methods.inpainting import (
     reconstruction_loss,
 )
 from selfsight.methods.method import Facts
-from selfsight.nn import adversarial_losses, discriminator
 
 CPU = torch.device("cpu")
 

@@ -8,7 +8,7 @@ which is exact antialiasing and fast on CPUs and GPUs alike. Semantics follow to
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -321,6 +321,19 @@ class View:
             rows = drawn["solarize"].nonzero()[:, 0]
             x[rows] = solarize(x[rows])
         return x
+
+
+def asymmetric_pair(size: int, channels: int, smallest: float, hflip: float) -> tuple[View, View]:
+    """Return the two views of BYOL, DINO, Barlow Twins ("Bootstrap Your Own Latent", 2020, table 6).
+
+    Weaker jitter than SimCLR's; the first is always blurred, the second rarely, but solarized at times. `smallest`:
+    least share of the image. Below 64 pixels there is no blur; without colour no change of it.
+    """
+    view = View(size, (smallest, 1.0), hflip=hflip, brightness=0.4, contrast=0.4)
+    if channels == 3:
+        view = replace(view, saturation=0.2, hue=0.1, grey=0.2)
+    blur = float(size >= 64)
+    return replace(view, blur=blur), replace(view, blur=0.1 * blur, solarize=0.2)
 
 
 def whole(batch: Batch, size: int) -> Tensor:

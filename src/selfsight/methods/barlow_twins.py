@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from selfsight.backbones import Backbone
-from selfsight.data.augment import View, whole
+from selfsight.data.augment import asymmetric_pair, whole
 from selfsight.data.images import Batch
 from selfsight.methods.method import Facts, Method
 from selfsight.nn import gather, mlp
@@ -46,17 +46,13 @@ class BarlowTwins(Method):
 
     def __init__(self, backbone: Backbone, config: Config) -> None:
         super().__init__(backbone, config)
-        size, colour = backbone.spec.image_size, backbone.spec.channels == 3
-        config = config.fit_to(Facts(0, size, backbone.spec.channels))
+        size, channels = backbone.spec.image_size, backbone.spec.channels
+        config = config.fit_to(Facts(0, size, channels))
         assert config.dim
         assert config.crop_min
         self.weight = config.weight
         self.head = mlp(backbone.dim, config.dim, config.dim, config.dim)
-        first = View(size, (config.crop_min, 1.0), hflip=config.hflip, brightness=0.4, contrast=0.4)
-        if colour:
-            first = replace(first, saturation=0.2, hue=0.1, grey=0.2)
-        # The paper's asymmetric pair; blur is for large images only, as elsewhere.
-        self.views = (replace(first, blur=float(size >= 64)), replace(first, blur=0.1 * (size >= 64), solarize=0.2))
+        self.views = asymmetric_pair(size, channels, config.crop_min, config.hflip)
 
     def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """Return the loss over two views of each image."""

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfsight.backbones import Backbone
-from selfsight.data.augment import View, whole
+from selfsight.data.augment import asymmetric_pair, whole
 from selfsight.data.images import Batch
 from selfsight.methods.method import Facts, Method
 from selfsight.nn import PrototypeHead, Teacher, gather
@@ -26,16 +26,16 @@ class DINO(Method):
 
     paper = "Caron et al., Emerging Properties in Self-Supervised Vision Transformers, 2021"
     optim = Optim("adamw", lr=1e-3, weight_decay=0.04, final_weight_decay=0.4, warmup=0.1, clip=3.0)
-    batch_size = 128  # in eight views each
+    batch_size = 64  # in eight views each
 
     @dataclass(frozen=True)
     class Config(Method.Config):
-        """DINO's hyperparameters; three of them grow with the logarithm of the number of images."""
+        """DINO's hyperparameters; four of them grow with the logarithm of the number of images."""
 
         prototypes: int | None = None
         """Directions that views are assigned to; by default 1,024 up to 20,000 images, 65,536 for ImageNet."""
-        hidden: int = 2048
-        """Width of the head's two hidden layers."""
+        hidden: int | None = None
+        """Width of the head's two hidden layers; by default 512 up to 20,000 images, the paper's 2,048 for ImageNet."""
         bottleneck: int = 256
         """Length of the unit vectors that are compared with the prototypes."""
         head_norm: bool | None = None
@@ -52,7 +52,7 @@ class DINO(Method):
         """The teacher's at the start, at most, and 1 at the end; by default 0.99 up to 20,000 images, 0.996 for
         ImageNet. Less in trainings of under 2,000 steps, where the teacher averages over their twentieth."""
         centre_momentum: float = 0.9
-        """Of the mean of the teacher's answers that is taken from them."""
+        """Of the mean of the teacher's answers that is taken from them; less in trainings of under 200 steps."""
         freeze: float = 0.02
         """Share of the training over which the prototypes stay as they are."""
         local_views: int | None = None
@@ -72,6 +72,7 @@ class DINO(Method):
             return replace(
                 self,
                 prototypes=self.prototypes or 2 ** round(10 + 6 * grown),
+                hidden=self.hidden or 2 ** round(9 + 2 * grown),
                 teacher_temperature=self.teacher_temperature or 0.04 + 0.03 * grown,
                 momentum=0.99 + 0.006 * grown if self.momentum is None else self.momentum,
                 local_views=(4 if small else 6) if self.local_views is None else self.local_views,
@@ -86,21 +87,18 @@ class DINO(Method):
         spec = backbone.spec
         self.config = config = config.fit_to(Facts(0, spec.image_size, spec.channels))
         assert config.prototypes
+        assert config.hidden
         assert config.local_min
         sizes = backbone.dim, config.hidden, config.bottleneck, config.prototypes
         self.head = PrototypeHead(*sizes, norm=bool(config.head_norm))
         self.teacher = Teacher(nn.Sequential(backbone, self.head))
         self.register_buffer("centre", torch.zeros(config.prototypes))
-        view = View(spec.image_size, (config.global_min, 1.0), hflip=config.hflip, brightness=0.4, contrast=0.4)
-        if spec.channels == 3:
-            view = replace(view, saturation=0.2, hue=0.1, grey=0.2)
-        # The paper's views, after BYOL's asymmetric pair; blur is for large images only, as elsewhere.
-        blur = float(spec.image_size >= 64)
-        self.views = (replace(view, blur=blur), replace(view, blur=0.1 * blur, solarize=0.2))
+        self.views = asymmetric_pair(spec.image_size, spec.channels, config.global_min, config.hflip)
         # Local views are to global ones as the paper's 96 pixels to 224, in whole patches or steps of 16 pixels.
         unit = spec.patch_size or 16
         side = max(math.ceil(spec.image_size * 3 / 7 / unit) * unit, backbone.reduction)
-        self.local = replace(view, size=side, scale=(config.local_min, config.global_min), blur=0.5 * blur)
+        scale, blur = (config.local_min, config.global_min), 0.5 * self.views[0].blur
+        self.local = replace(self.views[0], size=side, scale=scale, blur=blur)
 
     def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """Return the loss over all views, with the teacher's entropy, and the divergence of the student from it.
@@ -118,7 +116,7 @@ class DINO(Method):
             self.move_centre(teacher, 0.0)
         target = self.sharpen(teacher, progress)
         loss = dino_loss(student, target, self.config.student_temperature)
-        self.move_centre(teacher, self.config.centre_momentum)
+        self.move_centre(teacher, self.teacher.brisk(self.config.centre_momentum, progress))
         entropy = torch.special.entr(target).sum(2).mean()
         chance = torch.tensor(math.log(len(self.centre)))
         return {"loss": loss, "teacher_entropy": entropy, "divergence": loss.detach() - entropy, "chance": chance}

@@ -11,13 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from selfsight.adversarial import adversarial_losses, discriminator
 from selfsight.backbones import Backbone
 from selfsight.data.augment import View, whole
 from selfsight.data.images import Batch
 from selfsight.data.masks import Blend, centre_block, random_regions, smooth_fill
 from selfsight.errors import SelfsightError
 from selfsight.methods.method import Facts, Method
-from selfsight.nn import adversarial_losses, discriminator, map_decoder
+from selfsight.nn import map_decoder
 from selfsight.optim import Optim
 
 
