@@ -1,0 +1,104 @@
+"""How many labels pretraining saves: what amount of them training from scratch needs to be as good."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import stdtrit
+
+from selfsight.evaluate.results import Row, amount_words
+
+BASELINE = "scratch"
+
+
+@dataclass(frozen=True)
+class Savings:
+    """What one amount of labels is worth to a pretrained network, in labels of one trained from scratch."""
+
+    labels: float | int
+    """The amount: a fraction, or a count per class."""
+    seeds: int
+    gain: float
+    """Mean over the seeds of the pretrained network's value less that of the one from scratch, same labels."""
+    margin: float | None
+    """Half the width of the gain's 95 % t-interval; None with one seed."""
+    needed: float
+    """What amount scratch needs, the geometric mean over the seeds, on its curve over the logarithm of the labels."""
+    low: float | None
+    """Lower end of its 95 % t-interval; None with one seed."""
+    high: float | None
+    """Upper end; None with one seed."""
+    beyond: bool
+    """Whether in some seed scratch was worse even with the most labels measured: `needed` is then too low."""
+
+    @property
+    def measurable(self) -> bool:
+        """Whether the gain's interval is above zero."""
+        return self.margin is not None and self.gain > self.margin
+
+    def sentence(self) -> str:
+        """Return it as a sentence: 'With 10 % of the labels pretraining gives what scratch needs 35 % (…) for.'."""
+        with_labels = f"With {_labels(self.labels)}"
+        if self.margin is None:
+            return f"{with_labels} one seed says little of what pretraining saves: use --seeds 3 or more."
+        if not self.measurable:
+            points, margin = 100 * self.gain, 100 * self.margin
+            return f"{with_labels} pretraining brings no measurable gain ({points:+.1f} ± {margin:.1f} points)."
+        assert self.low is not None
+        assert self.high is not None
+        least = "at least " if self.beyond else ""
+        span = "" if self.beyond else f" ({self._amount(self.low)} to {self._amount(self.high)})"
+        return f"{with_labels} pretraining gives what scratch needs {least}{self._amount(self.needed)}{span} for."
+
+    def _amount(self, amount: float) -> str:
+        if isinstance(self.labels, int):
+            return f"{amount:.0f} per class"
+        per_cent = min(amount, 1) * 100
+        return f"{per_cent:.0f} %" if per_cent >= 10 else f"{per_cent:.2g} %"
+
+
+def savings(rows: Sequence[Row]) -> list[Savings]:
+    """Return what each amount of labels saves, the smallest first, from the rows of one method, protocol and metric.
+
+    Rows of training from scratch are among them, with the same amounts and seeds; a higher value is better. What
+    scratch needs is read off its curve, linear between the amounts measured and never falling, seed by seed. Amounts
+    that were not measured in both ways are left out, so are fractions where there are counts.
+    """
+    kind = int if any(isinstance(row.labels, int) for row in rows) else float
+    values = {(row.method == BASELINE, row.labels, row.seed): row.value for row in rows if isinstance(row.labels, kind)}
+    amounts = sorted({labels for _, labels, _ in values})
+    found = []
+    for labels in amounts:
+        seeds = [s for _, a, s in values if a == labels and {(True, a, s), (False, a, s)} <= values.keys()]
+        seeds = sorted(set(seeds))
+        if not seeds:
+            continue
+        gains, logs, beyond = [], [], False
+        for seed in seeds:
+            value = values[False, labels, seed]
+            gains.append(value - values[True, labels, seed])
+            curve = [(math.log(a), values[True, a, seed]) for a in amounts if (True, a, seed) in values]
+            places, heights = zip(*curve, strict=True)
+            rising = np.maximum.accumulate(heights)
+            beyond |= bool(value > rising[-1])
+            # Equal heights would make the inverse ambiguous: the least amount of that height is meant.
+            heights_once, first = np.unique(rising, return_index=True)
+            logs.append(float(np.interp(value, heights_once, np.array(places)[first])))
+        gain, margin = _interval(gains)
+        needed, spread = _interval(logs)
+        low, high = (None, None) if spread is None else (math.exp(needed - spread), math.exp(needed + spread))
+        found.append(Savings(labels, len(seeds), gain, margin, math.exp(needed), low, high, beyond))
+    return found
+
+
+def _interval(values: Sequence[float]) -> tuple[float, float | None]:
+    """Return the mean and half the width of its 95 % t-interval."""
+    n = len(values)
+    margin = float(stdtrit(n - 1, 0.975)) * float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else None
+    return float(np.mean(values)), margin
+
+
+def _labels(amount: float | int) -> str:
+    words = amount_words(amount)
+    return f"{words} labels" if isinstance(amount, int) else f"{words} of the labels"

@@ -1,0 +1,75 @@
+"""What pretraining saves in labels: read off scratch's curve, with intervals, and nothing is called nothing."""
+
+import math
+
+import pytest
+
+from selfsight.evaluate.results import Row
+from selfsight.evaluate.savings import savings
+
+
+def rows(method: str, curve: dict[float, list[float]]) -> list[Row]:
+    """A row for each amount's values, seed by seed."""
+    return [
+        Row("r", method, "d", "detection", "finetune", labels, seed, "map_50", value, 1.0)
+        for labels, values in curve.items()
+        for seed, value in enumerate(values)
+    ]
+
+
+SCRATCH = rows("scratch", {0.1: [0.1, 0.12, 0.11], 0.4: [0.3, 0.32, 0.31], 1.0: [0.5, 0.52, 0.51]})
+
+
+def test_what_scratch_needs_is_between_the_amounts_measured_on_a_logarithmic_axis() -> None:
+    found = savings([*SCRATCH, *rows("simclr", {0.1: [0.2, 0.22, 0.21], 0.4: [0.5, 0.52, 0.51]})])
+    assert [s.labels for s in found] == [0.1, 0.4]
+    assert found[0].needed == pytest.approx(0.2), "half way between 0.1 and 0.4 in the logarithm"
+    assert found[1].needed == pytest.approx(1.0)
+    assert found[0].gain == pytest.approx(0.1)
+    assert found[0].measurable
+    assert not found[0].beyond
+    assert found[0].low == pytest.approx(0.2), "all seeds agree"
+    assert (
+        found[0].sentence() == "With 10 % of the labels pretraining gives what scratch needs 20 % (20 % to 20 %) for."
+    )
+
+
+def test_intervals_are_of_the_seeds() -> None:
+    found = savings([*SCRATCH, *rows("dino", {0.1: [0.2, 0.3, 0.13]})])[0]
+    logs = [math.log(0.2), math.log(0.1) + math.log(4) * 0.9, math.log(0.1) + math.log(4) * 0.1]
+    mean = sum(logs) / 3
+    spread = 4.302653 * math.sqrt(sum((x - mean) ** 2 for x in logs) / 2 / 3)
+    assert found.needed == pytest.approx(math.exp(mean))
+    assert (found.low, found.high) == pytest.approx((math.exp(mean - spread), math.exp(mean + spread)))
+
+
+def test_a_gain_within_the_noise_is_called_none() -> None:
+    (found,) = savings([*SCRATCH, *rows("dino", {0.1: [0.2, 0.05, 0.12]})])
+    assert not found.measurable
+    assert "no measurable gain" in found.sentence()
+
+
+def test_beyond_all_that_scratch_was_given_it_says_at_least() -> None:
+    (found,) = savings([*SCRATCH, *rows("dino", {0.4: [0.7, 0.8, 0.75]})])
+    assert found.beyond
+    assert found.sentence() == "With 40 % of the labels pretraining gives what scratch needs at least 100 % for."
+
+
+def test_one_seed_says_little() -> None:
+    (found,) = savings([*rows("scratch", {0.1: [0.1]}), *rows("dino", {0.1: [0.9]})])
+    assert (found.margin, found.low, found.measurable) == (None, None, False)
+    assert "--seeds 3" in found.sentence()
+
+
+def test_a_curve_that_falls_or_rests_counts_from_where_its_height_was_first_reached() -> None:
+    scratch = rows("scratch", {0.1: [0.2], 0.2: [0.3], 0.5: [0.3], 1.0: [0.25]})
+    (found,) = savings([*scratch, *rows("dino", {0.1: [0.3]})])
+    assert found.needed == pytest.approx(0.2)
+    assert not found.beyond
+
+
+def test_counts_per_class_are_not_mixed_with_fractions() -> None:
+    counts = [*rows("scratch", {5: [0.2, 0.21], 20: [0.4, 0.41]}), *rows("dino", {5: [0.3, 0.31]})]
+    (found,) = savings([*counts, *SCRATCH])
+    assert found.labels == 5
+    assert found.sentence().startswith("With 5 per class labels pretraining gives what scratch needs 10 per class")
