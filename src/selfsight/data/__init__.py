@@ -6,6 +6,7 @@ from selfsight.data.cache import write_skipped
 from selfsight.data.images import Batch, ImageSet, Pixels, Skipped
 from selfsight.data.labels import few_images, few_labels, stratified_split
 from selfsight.data.loader import Loader, in_order
+from selfsight.data.mask_files import MaskSet, open_masks
 from selfsight.data.sources import open_images
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "BoxSet",
     "ImageSet",
     "Loader",
+    "MaskSet",
     "Pixels",
     "Problem",
     "Skipped",
@@ -21,6 +23,7 @@ __all__ = [
     "in_order",
     "open_boxes",
     "open_images",
+    "open_masks",
     "stratified_split",
     "write_coco",
     "write_problems",
