@@ -144,16 +144,36 @@ def decode(picture: Picture, recipe: Recipe) -> Square:
         return Square(_from_array(array, recipe), array.shape[1] / array.shape[0])
 
 
-def read_aspect(picture: Picture) -> float:
-    """Return width / height from the header alone; BadImageError if that is broken already."""
+def read_size(picture: Picture) -> tuple[int, int]:
+    """Return (width, height), upright, from the header alone; BadImageError if that is broken already."""
     with _reasons():
         if isinstance(picture, str) and not picture.lower().endswith(".npy"):
+            if reason := not_a_file(picture):
+                raise BadImageError(reason)
             with Path(picture).open("rb") as file, _open(file) as image:
-                return _upright_aspect(image)
+                return _upright_size(image)
         if isinstance(picture, Image.Image):
-            return _upright_aspect(picture)
-        array = _as_array(picture)
-        return float(array.shape[1] / array.shape[0])
+            return _upright_size(picture)
+        height, width = _as_array(picture).shape[:2]
+        return width, height
+
+
+def read_aspect(picture: Picture) -> float:
+    """Return width / height from the header alone; BadImageError if that is broken already."""
+    width, height = read_size(picture)
+    return width / height
+
+
+def read_indices(file: str) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    """Return the (H, W) numbers that a grey or palette PNG holds, in 1 bit 0 and 1.
+
+    BadImageError if it holds colours, or cannot be read.
+    """
+    with _reasons(), Image.open(io.BytesIO(_bytes(file)), formats=("PNG",)) as image:
+        if image.mode not in ("1", "L", "P", "I;16"):
+            raise BadImageError("holds colours, not class numbers; save it as a grey or palette PNG")
+        numbers = np.asarray(image)
+        return numbers.astype(np.uint8) if numbers.dtype == bool else numbers
 
 
 def learn_recipe(
@@ -329,9 +349,14 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _upright_aspect(image: Image.Image) -> float:
+def _upright_size(image: Image.Image) -> tuple[int, int]:
     width, height = image.size
-    return height / width if _orientation(image) in (5, 6, 7, 8) else width / height
+    return (height, width) if _orientation(image) in (5, 6, 7, 8) else (width, height)
+
+
+def _upright_aspect(image: Image.Image) -> float:
+    width, height = _upright_size(image)
+    return width / height
 
 
 def _from_image(image: Image.Image, recipe: Recipe) -> NDArray[np.uint8]:

@@ -34,6 +34,13 @@ class Pixels(Protocol):
         """Return the (len(rows), C, S, S) uint8 images of these rows."""
 
 
+def rows_of(split: NDArray[np.str_] | None, part: str, count: int) -> NDArray[np.int64]:
+    """Return the rows of the 'train' or 'test' part of `count` images; all are train if there is no split."""
+    if split is None:
+        return np.arange(count if part == "train" else 0)
+    return np.flatnonzero(split == part)
+
+
 @dataclass(frozen=True)
 class Skipped:
     """A file that could not be used."""
@@ -78,9 +85,7 @@ class ImageSet:
 
     def rows(self, split: str) -> NDArray[np.int64]:
         """Return the rows of the 'train' or 'test' part; all rows are train if there is no split."""
-        if self.split is None:
-            return np.arange(len(self)) if split == "train" else np.zeros(0, np.int64)
-        return np.flatnonzero(self.split == split)
+        return rows_of(self.split, split, len(self))
 
     def require_labels(self) -> NDArray[np.int64]:
         """Return the labels, or raise SelfsightError that says how to give some."""

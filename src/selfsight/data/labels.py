@@ -1,6 +1,7 @@
 """Splits and small labeled subsets, the same for the same seed."""
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,8 +48,7 @@ def few_labels(
     class. With the same seed a larger amount contains the smaller. Unlabeled rows (-1) are never taken.
     SelfsightError if a class has fewer images than the count, or the amount is out of range.
     """
-    if amount <= 0 or (isinstance(amount, float) and amount > 1):
-        raise SelfsightError(f"labels: {amount} is neither a fraction in (0, 1] nor a count per class")
+    _check(amount, "a count per class")
     random = np.random.default_rng(seed)
     chosen: list[NDArray[np.int64]] = []
     for label, members in _by_class(labels, rows).items():
@@ -61,6 +61,52 @@ def few_labels(
     if not chosen:
         raise SelfsightError("labels: none of these images has a label")
     return np.sort(np.concatenate(chosen))
+
+
+class ManyLabels(Protocol):
+    """Images that may show several classes each: a set of boxes or of masks."""
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Names."""
+
+    @property
+    def present(self) -> Sequence[NDArray[np.int64]]:
+        """(N,) arrays: the classes that occur in each image."""
+
+    def rows(self, split: str) -> NDArray[np.int64]:
+        """Return the rows of the 'train' or 'test' part."""
+
+
+def few_images(data: ManyLabels, amount: float | int, seed: int) -> NDArray[np.int64]:
+    """Return the sorted rows of the train images whose boxes or masks may be used.
+
+    A float in (0, 1] is the fraction of the train images, but at least one; an int is their count. First come images
+    that together show every class, each the one that adds most, as far as the amount goes; the others are random.
+    With the same seed a larger amount contains the smaller.
+    SelfsightError if there are fewer train images than the count, or the amount is out of range.
+    """
+    _check(amount, "a count of images")
+    order = np.random.default_rng(seed).permutation(data.rows("train"))
+    count = amount if isinstance(amount, int) else max(1, round(amount * len(order)))
+    if count > len(order):
+        raise SelfsightError(f"labels: there are {len(order)} images to train on, fewer than the {count} asked for")
+    shows = np.zeros((len(order), len(data.classes)), bool)
+    present = data.present
+    for place, row in enumerate(order):
+        shows[place, present[row]] = True
+    first: list[int] = []
+    missing = shows.any(axis=0)
+    while missing.any() and len(first) < count:
+        first.append(int(shows[:, missing].sum(axis=1).argmax()))
+        missing &= ~shows[first[-1]]
+    chosen = np.concatenate([order[first], np.delete(order, first)])[:count]
+    return np.sort(chosen)
+
+
+def _check(amount: float | int, count: str) -> None:
+    if not amount > 0 or (isinstance(amount, float) and amount > 1):
+        raise SelfsightError(f"labels: {amount} is neither a fraction in (0, 1] nor {count}")
 
 
 def _by_class(labels: NDArray[np.int64], rows: NDArray[np.int64]) -> dict[int, NDArray[np.int64]]:
