@@ -107,7 +107,7 @@ def test_a_vits_maps_of_a_rectangle_keep_rows_and_columns() -> None:
 
 def test_a_size_that_maps_cannot_have_is_named() -> None:
     backbone = backbones.create(backbones.plan("test_resnet", 64, 3, MEAN, STD))
-    with pytest.raises(SelfsightError, match="images of 80 x 64 pixels: .* need multiples of 32"):
+    with pytest.raises(SelfsightError, match=r"images of 80 x 64 pixels: .* need multiples of 32"):
         backbone.pyramid(torch.rand(1, 3, 64, 80))
 
 
