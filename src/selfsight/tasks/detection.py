@@ -110,7 +110,7 @@ class Levels(nn.Module):
     def __init__(
         self, pyramid: Callable[[Tensor], list[Tensor]], first: int, neck: nn.Module, strides: list[int], width: int
     ) -> None:
-        """Give the neck the pyramid's maps from the `first` on; it makes one of each stride of them."""
+        """Take the pyramid's maps from the `first` on; the neck makes of them one a stride, of `width` channels."""
         super().__init__()
         self.pyramid = pyramid
         self.first = first
@@ -139,7 +139,7 @@ class SimplePyramid(nn.Module):
             channels = dim
             if wanted > stride:
                 level.append(nn.MaxPool2d(wanted // stride))
-            for doubling in range(int(math.log2(stride // wanted)) if wanted < stride else 0):
+            for doubling in range(round(math.log2(stride / wanted))):
                 if doubling:
                     level.extend([LayerNorm2d(channels), nn.GELU()])
                 level.append(nn.ConvTranspose2d(channels, channels // 2, 2, 2))
