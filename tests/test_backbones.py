@@ -66,6 +66,51 @@ def test_vits_get_patches_that_see_enough(size: int, patch: int) -> None:
     assert backbones.plan("vit_tiny_patch16_224", size, 3, MEAN, STD).patch_size == patch
 
 
+@pytest.mark.parametrize(
+    ("name", "size", "strides"),
+    [
+        ("test_resnet", 32, [2, 4, 8, 16]),  # no pool: the stem's map and the first stage's are alike
+        ("test_resnet", 64, [2, 4, 8, 16, 32]),
+        ("resnet10t", 96, [2, 4, 8, 16, 32]),
+        ("resnetv2_50", 64, [2, 4, 8, 16, 32]),
+        ("test_convnext", 64, [4, 8, 16, 32]),
+        ("test_efficientnet", 64, [2, 4, 8, 16, 32]),
+        ("test_vit", 96, [16] * 4),
+        ("test_vit", 48, [8] * 4),
+        ("swin_tiny_patch4_window7_224", 64, [4, 8, 16, 32]),
+    ],
+)
+def test_a_pyramid_of_any_rectangle_has_the_strides_and_channels_it_tells(
+    name: str, size: int, strides: list[int]
+) -> None:
+    backbone = backbones.create(backbones.plan(name, size, 3, MEAN, STD)).eval()
+    x = torch.rand(2, 3, 64, 96)
+    with torch.no_grad():
+        maps, last = backbone.pyramid(x), backbone.maps(x)
+    assert backbone.pyramid_strides == strides
+    assert backbone.hierarchical == (len(set(strides)) > 1)
+    shapes = [(2, c, 64 // s, 96 // s) for c, s in zip(backbone.pyramid_channels, strides, strict=True)]
+    assert [tuple(m.shape) for m in maps] == shapes
+    if name != "test_efficientnet":  # which widens its last map once more before it is pooled
+        assert torch.allclose(maps[-1], last, atol=1e-5)
+
+
+def test_a_vits_maps_of_a_rectangle_keep_rows_and_columns() -> None:
+    backbone = backbones.create(backbones.plan("test_vit", 64, 3, MEAN, STD)).eval()
+    x = torch.rand(1, 3, 32, 64)
+    changed = x.clone()
+    changed[:, :, 8:16, 40:48] = 0  # the patch in row 1, column 5
+    difference = (backbone.maps(x) - backbone.maps(changed)).abs().sum(1)[0]  # (4, 8)
+    assert difference.shape == (4, 8)
+    assert difference.argmax() == 1 * 8 + 5
+
+
+def test_a_size_that_maps_cannot_have_is_named() -> None:
+    backbone = backbones.create(backbones.plan("test_resnet", 64, 3, MEAN, STD))
+    with pytest.raises(SelfsightError, match=r"images of 80 x 64 pixels: .* need multiples of 32"):
+        backbone.pyramid(torch.rand(1, 3, 64, 80))
+
+
 def test_takes_channels_of_the_data() -> None:
     spec = backbones.plan("resnet10t", 32, 13, (0.5,) * 13, (0.2,) * 13)
     assert backbones.create(spec)(torch.rand(2, 13, 32, 32)).shape == (2, 512)

@@ -52,6 +52,8 @@ class BackboneSpec:
                 "patch_size": self.patch_size,
                 "dynamic_img_size": True,
             }
+        if is_model_in_modules(self.name, ("swin_transformer", "swin_transformer_v2")):
+            arguments["strict_img_size"] = False  # else it takes images of 224 pixels only
         return arguments
 
 
@@ -101,6 +103,12 @@ class Backbone(nn.Module):
     """Length of a feature vector."""
     reduction: int
     """How many times the last feature map is smaller than the image: the smallest side that it can take."""
+    hierarchical: bool
+    """Whether its maps shrink from stage to stage, as a CNN's or a Swin's do; a ViT's stay as they begin."""
+    pyramid_channels: list[int]
+    """Channels of each map of `pyramid`."""
+    pyramid_strides: list[int]
+    """How many times each map of `pyramid` is smaller than the image."""
     mean: Tensor
     std: Tensor
 
@@ -108,10 +116,13 @@ class Backbone(nn.Module):
         super().__init__()
         self.spec = spec
         model: Any = timm.create_model(spec.name, **spec.timm_arguments())
-        reduction = int(model.feature_info[-1]["reduction"]) if getattr(model, "feature_info", None) else 1
+        stages: list[dict[str, Any]] = list(getattr(model, "feature_info", None) or [])
+        strides = [int(stage["reduction"]) for stage in stages]
         if spec.small_stem:
             use_small_stem(model, spec.stem_pool())
-            reduction //= 2 if spec.image_size <= TINY else 1
+            if spec.image_size <= TINY:  # timm's first map stands before the pool that is gone
+                strides[1:] = [stride // 2 for stride in strides[1:]]
+        reduction = strides[-1] if strides else 1
         # Not only of no use: oneDNN leaves weight gradients of a strided bfloat16 convolution of 1 x 1 maps unwritten.
         if spec.image_size < reduction:
             raise SelfsightError(
@@ -120,6 +131,13 @@ class Backbone(nn.Module):
             )
         self.model = model
         self.reduction = reduction
+        self.hierarchical = len(set(strides)) > 1
+        if self.hierarchical:
+            self._levels = list({stride: i for i, stride in enumerate(strides)}.values())  # the last map of each stride
+        else:
+            self._levels = [len(strides) * quarter // 4 - 1 for quarter in (1, 2, 3, 4)] if len(strides) >= 4 else []
+        self.pyramid_channels = [int(stages[i]["num_chs"]) for i in self._levels]
+        self.pyramid_strides = [strides[i] for i in self._levels]
         self.dim = int(model.num_features)
         shape = (1, spec.channels, 1, 1)
         self.register_buffer("mean", torch.tensor(spec.mean).view(shape), persistent=False)
@@ -135,15 +153,37 @@ class Backbone(nn.Module):
         return features
 
     def maps(self, x: Tensor) -> Tensor:
-        """Return the last feature map (B, dim, h, w) of images (B, C, S, S) in [0, 1]."""
+        """Return the last feature map (B, dim, h, w) of images (B, C, H, W) in [0, 1]."""
         y: Tensor = self.model.forward_features(self.normalize(x))
         if y.dim() == 3:  # (B, prefix + h·w, D): a ViT's tokens
             y = y[:, getattr(self.model, "num_prefix_tokens", 0) :]
-            side = round(y.shape[1] ** 0.5)
-            return y.transpose(1, 2).reshape(len(y), -1, side, side)
+            height = round((y.shape[1] * x.shape[2] / x.shape[3]) ** 0.5)  # h / w is H / W
+            return y.transpose(1, 2).reshape(len(y), -1, height, y.shape[1] // height)
         if getattr(self.model, "output_fmt", "NCHW") == "NHWC":
             return y.permute(0, 3, 1, 2)
         return y
+
+    def pyramid(self, x: Tensor) -> list[Tensor]:
+        """Return feature maps (B, pyramid_channels[i], H / pyramid_strides[i], W / pyramid_strides[i]), finest first.
+
+        The images (B, C, H, W) in [0, 1] may be of any height and width that are multiples of `reduction` (of a ViT's
+        patch). CNNs and Swins give the last map of each stride; ViTs four maps of the same stride, of evenly spaced
+        blocks behind the final norm, as DPT (Ranftl et al. 2021) takes them. The last one is that of `maps`, except in
+        networks that widen it by a further convolution (EfficientNet, MobileNet).
+
+        Raises SelfsightError for other sizes, and for networks of which timm gives no maps.
+        """
+        if not self._levels or not hasattr(self.model, "forward_intermediates"):
+            raise SelfsightError(f"--backbone {self.spec.name}: timm gives no feature maps of it; use another")
+        height, width = x.shape[2:]
+        if height % self.reduction or width % self.reduction:
+            raise SelfsightError(
+                f"images of {width} x {height} pixels: the maps of {self.spec.name} need multiples of {self.reduction}"
+            )
+        maps: list[Tensor] = self.model.forward_intermediates(
+            self.normalize(x), indices=self._levels, norm=True, intermediates_only=True
+        )
+        return maps
 
 
 def use_small_stem(model: Any, pool: nn.Module) -> None:
