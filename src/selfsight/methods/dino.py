@@ -64,6 +64,9 @@ class DINO(Method):
         hflip: float = 0.5
         """Probability of a left-right flip; 0 where left and right mean something, as in text."""
 
+        strength: float = 1.0
+        """Strength of the colour jitter, 0 to 5; 1 is the paper's."""
+
         def fit_to(self, facts: Facts) -> Self:
             """Fill in what depends on the number and the size of the images."""
             small = facts.image_size < 64
@@ -93,7 +96,7 @@ class DINO(Method):
         self.head = PrototypeHead(*sizes, norm=bool(config.head_norm))
         self.teacher = Teacher(nn.Sequential(backbone, self.head))
         self.register_buffer("centre", torch.zeros(config.prototypes))
-        self.views = asymmetric_pair(spec.image_size, spec.channels, config.global_min, config.hflip)
+        self.views = asymmetric_pair(spec.image_size, spec.channels, config.global_min, config.hflip, config.strength)
         # Local views are to global ones as the paper's 96 pixels to 224, in whole patches or steps of 16 pixels.
         unit = spec.patch_size or 16
         side = max(math.ceil(spec.image_size * 3 / 7 / unit) * unit, backbone.reduction)
