@@ -25,12 +25,12 @@ class DINO(Method):
     """Self-distillation: from small crops, answer what an averaged teacher answers for large ones."""
 
     paper = "Caron et al., Emerging Properties in Self-Supervised Vision Transformers, 2021"
-    optim = Optim("adamw", lr=1e-3, weight_decay=0.04, final_weight_decay=0.4, warmup=0.1, clip=3.0)
+    optim = Optim("adamw", lr=2e-3, weight_decay=0.04, final_weight_decay=0.4, warmup=0.1, clip=3.0)
     batch_size = 64  # in eight views each
 
     @dataclass(frozen=True)
     class Config(Method.Config):
-        """DINO's hyperparameters; four of them grow with the logarithm of the number of images."""
+        """DINO's hyperparameters; five of them change with the logarithm of the number of images."""
 
         prototypes: int | None = None
         """Directions that views are assigned to; by default 1,024 up to 20,000 images, 65,536 for ImageNet."""
@@ -43,9 +43,9 @@ class DINO(Method):
         student_temperature: float = 0.1
         """Divides the student's cosines."""
         teacher_temperature: float | None = None
-        """Divides the teacher's: lower is sharper; by default 0.04 up to 20,000 images, 0.07 for ImageNet."""
+        """Divides the teacher's: lower is sharper; by default 0.02 up to 20,000 images, 0.07 for ImageNet."""
         teacher_temperature_start: float = 0.04
-        """The teacher's temperature at the start."""
+        """The teacher's temperature at the start, where the later one isn't lower."""
         teacher_warmup: float = 0.1
         """Share of the training over which the teacher's temperature rises."""
         momentum: float | None = None
@@ -56,31 +56,32 @@ class DINO(Method):
         freeze: float = 0.02
         """Share of the training over which the prototypes stay as they are."""
         local_views: int | None = None
-        """Small crops an image; by default 6, and 4 below 64 pixels."""
+        """Small crops an image; by default 6, and 4 up to 64 pixels."""
         local_min: float | None = None
-        """Smallest local crop as a share of the image; by default 0.05, and 0.2 below 64 pixels."""
+        """Smallest local crop as a share of the image; by default 0.05, and 0.2 up to 64 pixels."""
         global_min: float = 0.4
         """Largest local crop and smallest global crop as a share of the image."""
         hflip: float = 0.5
         """Probability of a left-right flip; 0 where left and right mean something, as in text."""
-
-        strength: float = 1.0
-        """Strength of the colour jitter, 0 to 5; 1 is the paper's."""
+        strength: float | None = None
+        """Strength of the colour jitter, 0 to 5; by default 2 up to 20,000 images, where colours alone would tell too
+        much of which image it is, the paper's 1 for ImageNet."""
 
         def fit_to(self, facts: Facts) -> Self:
             """Fill in what depends on the number and the size of the images."""
-            small = facts.image_size < 64
+            small = facts.image_size <= 64
             # 0 up to 20,000 images, 1 from ImageNet's 64 times as many on.
             grown = min(math.log(max(facts.images / 20_000, 1), 64), 1)
             return replace(
                 self,
                 prototypes=self.prototypes or 2 ** round(10 + 6 * grown),
                 hidden=self.hidden or 2 ** round(9 + 2 * grown),
-                teacher_temperature=self.teacher_temperature or 0.04 + 0.03 * grown,
+                teacher_temperature=self.teacher_temperature or 0.02 + 0.05 * grown,
                 momentum=0.99 + 0.006 * grown if self.momentum is None else self.momentum,
                 local_views=(4 if small else 6) if self.local_views is None else self.local_views,
                 head_norm=facts.images <= 100_000 if self.head_norm is None else self.head_norm,
                 local_min=self.local_min or (0.2 if small else 0.05),
+                strength=2 - grown if self.strength is None else self.strength,
             )
 
     centre: Tensor
@@ -92,6 +93,7 @@ class DINO(Method):
         assert config.prototypes
         assert config.hidden
         assert config.local_min
+        assert config.strength is not None
         sizes = backbone.dim, config.hidden, config.bottleneck, config.prototypes
         self.head = PrototypeHead(*sizes, norm=bool(config.head_norm))
         self.teacher = Teacher(nn.Sequential(backbone, self.head))
@@ -126,9 +128,9 @@ class DINO(Method):
 
     def sharpen(self, cosines: Tensor, progress: float) -> Tensor:
         """Return the teacher's probabilities (..., K): cosines (..., K), centred and sharpened."""
-        start, end = self.config.teacher_temperature_start, self.config.teacher_temperature
-        warmup = self.config.teacher_warmup
+        end, warmup = self.config.teacher_temperature, self.config.teacher_warmup
         assert end
+        start = min(self.config.teacher_temperature_start, end)
         risen = min(progress / warmup, 1) if warmup else 1
         return F.softmax((cosines - self.centre) / (start + (end - start) * risen), dim=-1)
 
