@@ -29,7 +29,7 @@ from selfsight.evaluate.features import evaluating
 from selfsight.evaluate.health import rankme
 from selfsight.methods import Method
 from selfsight.methods.inpainting import Inpainting, psnr
-from selfsight.report.looks import attention
+from selfsight.report.looks import attention, fine_map
 
 WHITE = 0.95
 """A pixel whose channels are all above this is background."""
@@ -96,7 +96,7 @@ def objects(backbone: Backbone, images: ImageSet, rows: NDArray[np.int64], batch
             truth = (x < WHITE).any(1)  # (B, S, S)
             kept = (truth.float().mean((1, 2)) > 0.02) & (truth.float().mean((1, 2)) < 0.98)
             x, truth = x[kept], truth[kept]
-            guesses = {"first_component_iou": first_component(backbone.maps(x).float())}
+            guesses = {"first_component_iou": first_component(fine_map(backbone, x).float())}
             weights = attention(backbone, x)
             if weights is not None:
                 guesses["attention_iou"] = weights.mean(1)

@@ -211,7 +211,8 @@ def autocast(device: torch.device) -> AbstractContextManager[Any]:
 class PrototypeHead(nn.Module):
     """Features (B, dim) to cosines (B, K) of a unit vector with unit prototypes (DINO's appendix C; iBOT's, DINOv2's).
 
-    With `norm` BatchNorm in the hidden layers.
+    With `norm` BatchNorm behind every layer. Behind the last one, which the papers leave as it is, it takes from the
+    vectors what all images have in common, which makes a young teacher's answers to all of them nearly the same.
     """
 
     def __init__(self, dim: int, hidden: int, bottleneck: int, prototypes: int, norm: bool) -> None:
@@ -220,6 +221,8 @@ class PrototypeHead(nn.Module):
         for size in (dim, hidden):
             self.layers.extend([nn.Linear(size, hidden), nn.BatchNorm1d(hidden) if norm else nn.Identity(), nn.GELU()])
         self.layers.append(nn.Linear(hidden, bottleneck))
+        if norm:
+            self.layers.append(nn.BatchNorm1d(bottleneck, affine=False))
         self.prototypes = nn.Parameter(F.normalize(torch.randn(prototypes, bottleneck)))
 
     def forward(self, features: Tensor, frozen: bool = False) -> Tensor:

@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from selfsight import backbones
 from selfsight.backbones import Backbone
 from selfsight.data import ImageSet
-from selfsight.report.looks import attention, attention_weights, components, draw_looks
+from selfsight.report.looks import FINE, attention, attention_weights, components, draw_looks, fine_map
 
 
 def a_backbone(name: str, channels: int = 3, size: int = 48) -> Backbone:
@@ -75,7 +76,7 @@ def test_a_network_without_attention_has_none(name: str, photo: NDArray[np.uint8
 def test_components_are_numpys(name: str, photo: NDArray[np.uint8]) -> None:
     backbone, x = a_backbone(name), crops(photo)
     with torch.no_grad():
-        colours, maps = components(backbone, x), backbone.maps(x)
+        colours, maps = components(backbone, x), fine_map(backbone, x)
     flat = maps.permute(0, 2, 3, 1).flatten(0, 2).double().numpy()
     centred = flat - flat.mean(0)
     vectors = np.linalg.svd(centred, full_matrices=False)[2][:3]
@@ -86,6 +87,14 @@ def test_components_are_numpys(name: str, photo: NDArray[np.uint8]) -> None:
         scaled = ((expected[:, i] - low) / (high - low)).clip(0, 1)
         error = min(np.abs(found[:, i] - scaled).max(), np.abs(found[:, i] - (1 - scaled)).max())
         assert error < 2e-3, i
+
+
+def test_a_cnn_shows_its_last_map_that_is_fine_enough_and_else_its_last(photo: NDArray[np.uint8]) -> None:
+    backbone, x = a_backbone("test_resnet"), crops(photo)  # 48 pixels
+    with torch.no_grad():
+        last, fine = backbone.maps(x), fine_map(backbone, F.interpolate(x, (64, 64)))
+    assert min(last.shape[2:]) < FINE
+    assert fine.shape[2:] == (8, 8)
 
 
 @pytest.mark.parametrize(("name", "channels"), [("test_vit", 1), ("test_vit", 3), ("test_resnet", 5)])

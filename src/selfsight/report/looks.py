@@ -16,10 +16,13 @@ from torch import Tensor, nn
 from selfsight.backbones import Backbone
 from selfsight.data import ImageSet, in_order
 from selfsight.data.augment import whole
+from selfsight.errors import SelfsightError
 from selfsight.evaluate.features import evaluating
 from selfsight.pictures import heat, in_colour
 
 MOST_HEADS = 6
+FINE = 7
+"""Positions a side of a map that is worth looking at: as many as a ResNet's last of 224 pixels has."""
 
 
 def draw_looks(backbone: Backbone, images: ImageSet, rows: NDArray[np.int64]) -> dict[str, Tensor]:
@@ -93,10 +96,10 @@ def attention_weights(backbone: Backbone, x: Tensor) -> Tensor | None:
 def components(backbone: Backbone, x: Tensor) -> Tensor:
     """Return the first three principal components of the feature map of x (B, C, S, S) as colours (B, 3, h, w).
 
-    Those of all positions of the batch together, each scaled from its 2nd to its 98th percentile to [0, 1]; a component
-    that there is not, as in a map of a single position, is 0.5.
+    Of `fine_map`, those of all positions of the batch together, each scaled from its 2nd to its 98th percentile to
+    [0, 1]; a component that there is not, as in a map of a single position, is 0.5.
     """
-    maps = backbone.maps(x).float().cpu()  # (B, D, h, w)
+    maps = fine_map(backbone, x).float().cpu()  # (B, D, h, w)
     flat = maps.permute(0, 2, 3, 1).flatten(0, 2).numpy()  # (B·h·w, D)
     count = min(3, flat.shape[1], len(flat) - 1)
     colours = np.full((len(flat), 3), 0.5, np.float32)
@@ -106,6 +109,21 @@ def components(backbone: Backbone, x: Tensor) -> Tensor:
         low, high = np.percentile(found, (2, 98), axis=0)
         colours[:, :count] = ((found - low) / np.maximum(high - low, 1e-12)).clip(0, 1)
     return torch.from_numpy(colours).view(len(x), *maps.shape[2:], 3).permute(0, 3, 1, 2)
+
+
+def fine_map(backbone: Backbone, x: Tensor) -> Tensor:
+    """Return the last feature map (B, D, h, w) of x (B, C, S, S), or the last with FINE positions a side.
+
+    A ResNet's last map of 64 pixels is 2 x 2: nothing to look at.
+    """
+    last = backbone.maps(x)
+    if min(last.shape[2:]) >= FINE or not backbone.hierarchical:
+        return last
+    try:
+        maps = [level for level in backbone.pyramid(x) if min(level.shape[2:]) >= FINE]
+    except SelfsightError:  # it has none, or not of this size
+        return last
+    return maps[-1] if maps else last
 
 
 def over(maps: Tensor, images: Tensor) -> Tensor:
