@@ -56,8 +56,8 @@ def test_loss_gradient_and_centre_equal_a_plain_loop_and_lightlys_over_many_step
         results = []
         for loss in (
             lambda x, t: dino_loss(x, method.sharpen(t, 1.0), 0.1),
-            lambda x, t, centre=plain_centre: plain_loss(x, t, centre, 0.04),
-            lambda x, t: theirs(list(t), list(x), teacher_temp=0.04),
+            lambda x, t, centre=plain_centre: plain_loss(x, t, centre, 0.02),
+            lambda x, t: theirs(list(t), list(x), teacher_temp=0.02),
         ):
             x = raw.clone().requires_grad_()
             value = loss(x, cosines)
@@ -88,7 +88,7 @@ def test_the_teacher_sees_global_views_only_and_the_student_all(backbone: str) -
     loss = method(a_batch(), 1.0)["loss"]
     assert sides == {"student": [(10, 3, 32, 32), (15, 3, 16, 16)], "teacher": [(10, 3, 32, 32)]}
     student, teacher = answers["student"].view(5, 5, -1), answers["teacher"].view(2, 5, -1)
-    assert torch.allclose(loss, plain_loss(student, teacher, centre, 0.04), atol=1e-5)
+    assert torch.allclose(loss, plain_loss(student, teacher, centre, 0.02), atol=1e-5)
     assert torch.allclose(method.centre, 0.9 * centre + 0.1 * teacher.mean((0, 1)), atol=1e-6)
 
 
@@ -209,7 +209,7 @@ def test_local_views_are_of_a_size_that_the_backbone_takes(backbone: str, size: 
 def test_defaults_shrink_with_the_data() -> None:
     configs = [DINO.Config().fit_to(Facts(n, 224, 3)) for n in (3000, 100_000, 358_000, 1_280_000, 10**8)]
     assert [c.prototypes for c in configs] == [1024, 1024, 8192, 65536, 65536]
-    assert [c.teacher_temperature for c in configs] == pytest.approx([0.04, 0.04, 0.055, 0.07, 0.07], abs=1e-4)
+    assert [c.teacher_temperature for c in configs] == pytest.approx([0.02, 0.02, 0.045, 0.07, 0.07], abs=1e-4)
     assert [c.momentum for c in configs] == pytest.approx([0.99, 0.99, 0.993, 0.996, 0.996], abs=1e-4)
     asked = DINO.Config(prototypes=10, momentum=0.0, local_views=0).fit_to(Facts(3000, 224, 3))
     assert (asked.prototypes, asked.momentum, asked.local_views) == (10, 0.0, 0)

@@ -44,7 +44,7 @@ class DINO(Method):
         student_temperature: float = 0.1
         """Divides the student's cosines."""
         teacher_temperature: float | None = None
-        """Divides the teacher's: lower is sharper; by default 0.04 up to 100,000 images, 0.07 for ImageNet."""
+        """Divides the teacher's: lower is sharper; by default 0.02 up to 100,000 images, 0.07 for ImageNet."""
         teacher_temperature_start: float = 0.04
         """The teacher's temperature at the start, where the later one isn't lower."""
         teacher_warmup: float = 0.1
@@ -77,7 +77,7 @@ class DINO(Method):
                 self,
                 prototypes=self.prototypes or 2 ** round(10 + 6 * grown),
                 hidden=self.hidden or 2 ** round(9 + 2 * grown),
-                teacher_temperature=self.teacher_temperature or 0.04 + 0.03 * grown,
+                teacher_temperature=self.teacher_temperature or 0.02 + 0.05 * grown,
                 momentum=0.99 + 0.006 * grown if self.momentum is None else self.momentum,
                 local_views=(4 if small else 6) if self.local_views is None else self.local_views,
                 head_norm=facts.images <= 100_000 if self.head_norm is None else self.head_norm,
