@@ -41,7 +41,7 @@ def main(arguments: Arguments) -> None:
     """Write the CSV and say how many images lie on each side."""
     listing = list_folder(arguments.folder)
     rows = []
-    for number, file in enumerate(listing.files):
+    for number, file in enumerate(listing.files or ()):
         found = re.search(arguments.group, Path(file).name)
         if not found:
             raise SelfsightError(f"--group {arguments.group}: not found in {file}")

@@ -22,6 +22,9 @@ from selfsight.methods import Method
 from selfsight.pictures import MOST_IMAGES, Picture, examples, read_pictures, save_pictures
 from selfsight.report import draw_looks, write_report
 from selfsight.run import RunFolder
+from selfsight.tasks.curve import Settings, TrainConfig, Trained
+from selfsight.tasks.curve import train as train_task
+from selfsight.tasks.jobs import DetectionConfig
 from selfsight.training import Pretrain
 from selfsight.watch import draw
 
@@ -111,6 +114,17 @@ class Run:
         folder = Path(out) if out else self.path / f"pictures-{name}"
         save_pictures(folder, draw(method, found, rows, seed) | draw_looks(self.backbone(), found, rows))
         return read_pictures(folder)
+
+    def train(self, data: str | Path, settings: Settings | None = None, config: TrainConfig | None = None) -> Trained:
+        """Train a detector (`settings` a DetectionConfig, the default) or a segmenter (a SegmentationConfig) on labels.
+
+        With `config.labels` on each fraction of them, beside training from scratch: how many labels does pretraining
+        save? Model, results.jsonl and curve.png go to `config.out`, by default runs/<data>-<task>.
+        """
+        settings, config = settings or DetectionConfig(), config or TrainConfig()
+        task = "detection" if isinstance(settings, DetectionConfig) else "segmentation"
+        out = config.out or Path("runs") / f"{pretraining.name_of(data)}-{task}"
+        return train_task(self.backbone(), data, config, settings, method=self.method, run=str(self.path), out=out)
 
     def report(self, data: Any = None) -> Path:
         """Write report.html, one self-contained page, and return its path."""

@@ -22,6 +22,8 @@ USAGE = """selfsight: self-supervised learning on your own images
   selfsight embed RUN DATA         one feature vector an image
   selfsight evaluate RUN DATA      how good it is with few labels, beside honest baselines
   selfsight compare DATA           train several pretext tasks alike, side by side on one page
+  selfsight train TASK RUN DATA    a detector or a segmenter from few labels, beside training from scratch
+  selfsight predict MODEL DATA     use it: boxes or masks, and pictures of them
   selfsight show RUN DATA          pictures: the task, the answers, what the network looks at
   selfsight report RUN             write the run's page anew
   selfsight export RUN             ONNX, TorchScript or timm weights
@@ -114,6 +116,7 @@ def evaluate_verb(argv: list[str]) -> None:
     from selfsight import api
     from selfsight.evaluate.curve import EvaluateConfig
     from selfsight.evaluate.results import print_table
+    from selfsight.evaluate.savings import savings
 
     @dataclass(frozen=True)
     class Arguments:
@@ -128,11 +131,13 @@ def evaluate_verb(argv: list[str]) -> None:
     run = api.load(asked.run)
     rows = run.evaluate(asked.data, asked.config)
     report = run.report(asked.data)
+    saved = [s.sentence() for s in savings([row for row in rows if row.protocol == "finetune"])]
     if asked.shared.json:
-        print(json.dumps({"run": str(run.path), "report": str(report), "rows": api.rows_as_dicts(rows)}))
+        found = {"run": str(run.path), "report": str(report), "savings": saved, "rows": api.rows_as_dicts(rows)}
+        print(json.dumps(found))
     else:
         print_table(rows)
-        print(report)
+        print("\n".join([*saved, str(report)]))
 
 
 def show_verb(argv: list[str]) -> None:
@@ -199,6 +204,59 @@ def compare_verb(argv: list[str]) -> None:
         print(report)
 
 
+def train_verb(argv: list[str]) -> None:
+    """Train a detector or a segmenter on labels, from a pretrained backbone; with --labels also from scratch."""
+    from selfsight import api
+    from selfsight.evaluate.results import print_table
+    from selfsight.evaluate.savings import savings
+    from selfsight.tasks.curve import TASKS, TrainConfig
+
+    if not argv or argv[0] not in TASKS:
+        print(f"selfsight train TASK RUN DATA [flags]\n\nTASK is one of: {', '.join(TASKS)}")
+        print("DATA: COCO, YOLO or Pascal VOC boxes; images/ and masks/ for segmentation. `… TASK --help` says more.")
+        raise SystemExit(0 if argv and argv[0] in ("-h", "--help") else 2)
+    kind = TASKS[argv[0]]
+    arguments = dataclasses.make_dataclass(
+        "Arguments",
+        [
+            ("run", Annotated[Positional[Path], tyro.conf.arg(help="Run folder: the pretrained backbone.")]),
+            ("data", Annotated[Positional[str], tyro.conf.arg(help="Labelled images.")]),
+            ("config", OmitArgPrefixes[TrainConfig], field(default_factory=TrainConfig)),
+            ("settings", Annotated[kind, tyro.conf.OmitArgPrefixes], field(default_factory=kind)),
+            ("shared", OmitArgPrefixes[Shared], field(default_factory=Shared)),
+        ],
+    )
+    prog = f"selfsight train {argv[0]}"
+    asked: Any = tyro.cli(arguments, args=argv[1:], prog=prog, description=train_verb.__doc__)
+    trained = api.load(asked.run).train(asked.data, asked.settings, asked.config)
+    main = [row for row in trained.rows if row.metric == trained.metric]
+    saved = [s.sentence() for s in savings(main)]
+    if asked.shared.json:
+        rows = api.rows_as_dicts(trained.rows)
+        print(json.dumps({"out": str(trained.out), "problems": trained.problems, "savings": saved, "rows": rows}))
+    else:
+        print_table(main)
+        print("\n".join([*saved, f"use: selfsight predict {trained.out} IMAGES --out predictions"]))
+
+
+def predict_verb(argv: list[str]) -> None:
+    """Use a trained detector or segmenter on a folder, a file, or the paths on standard input."""
+    from selfsight.tasks.predict import PredictConfig, predict
+
+    @dataclass(frozen=True)
+    class Arguments:
+        model: Positional[Path]
+        """What `selfsight train` wrote."""
+        data: Positional[str]
+        """Folder or file; - reads a path a line from standard input."""
+        config: OmitArgPrefixes[PredictConfig] = field(default_factory=PredictConfig)
+        shared: OmitArgPrefixes[Shared] = field(default_factory=Shared)
+
+    asked = tyro.cli(Arguments, args=argv, prog="selfsight predict", description=predict_verb.__doc__)
+    written = predict(asked.model, asked.data, asked.config)
+    show(written, asked.shared, "\n".join(f"{name}: {value}" for name, value in written.items()))
+
+
 def report_verb(argv: list[str]) -> None:
     """Write the run's report anew."""
     from selfsight import api
@@ -260,6 +318,8 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "evaluate": evaluate_verb,
     "show": show_verb,
     "compare": compare_verb,
+    "train": train_verb,
+    "predict": predict_verb,
     "report": report_verb,
     "export": export_verb,
     "demo": demo_verb,

@@ -41,10 +41,7 @@ class Optim:
 
 def build(module: nn.Module, optim: Optim) -> torch.optim.Optimizer:
     """Return the optimizer of the module's trainable parameters, in two groups: with and without weight decay."""
-    trainable = [p for p in module.parameters() if p.requires_grad]
-    matrices: dict[str, Any] = {"params": [p for p in trainable if p.ndim > 1], "weight_decay": optim.weight_decay}
-    vectors: dict[str, Any] = {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0}
-    groups = [group for group in (matrices, vectors) if group["params"]]
+    groups = parameter_groups(module, optim.weight_decay)
     if optim.name == "adamw":
         return torch.optim.AdamW(groups, lr=optim.lr, betas=(optim.momentum, optim.beta2), fused=True)
     if optim.name == "muon":
@@ -55,6 +52,14 @@ def build(module: nn.Module, optim: Optim) -> torch.optim.Optimizer:
     # timm's LARS leaves the rate of parameters without decay as it is: biases and norms are excluded.
     lars: torch.optim.Optimizer = Lars(groups, lr=optim.lr, momentum=optim.momentum, trust_coeff=0.02, trust_clip=True)
     return lars
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Return the module's trainable parameters in at most two groups: with decay, and biases and norms without."""
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    matrices: dict[str, Any] = {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay}
+    vectors: dict[str, Any] = {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0}
+    return [group for group in (matrices, vectors) if group["params"]]
 
 
 def rate(optim: Optim, progress: float, batch_size: int) -> float:

@@ -34,18 +34,10 @@ CHECKS = 10
 """Health is measured this many times over a training."""
 
 
-class Training(Protocol):
-    """What a watcher sees of a training."""
+class Resumable(Protocol):
+    """What the keeper of checkpoints sees of a training."""
 
-    images: ImageSet
     run: RunFolder
-    loader: Loader
-    batch_size: int
-    steps: int
-    seconds: float
-    progress: float
-    rate: float
-    scalars: dict[str, float]
 
     @property
     def trainer(self) -> L.Trainer:
@@ -54,6 +46,19 @@ class Training(Protocol):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
+
+
+class Training(Resumable, Protocol):
+    """What a watcher sees of a training."""
+
+    images: ImageSet
+    loader: Loader
+    batch_size: int
+    steps: int
+    seconds: float
+    progress: float
+    rate: float
+    scalars: dict[str, float]
 
     def kept(self) -> Backbone:
         """Return the backbone that the run keeps."""
@@ -177,7 +182,7 @@ class Keeper:
         self.stopped = False
         self.before: Any = None
 
-    def start(self, training: Training) -> None:
+    def start(self, training: Resumable) -> None:
         """Listen for Ctrl-C."""
         self.saved = time.monotonic()
 
@@ -189,7 +194,7 @@ class Keeper:
         with suppress(ValueError):  # not in the main thread, as in a server's worker: Ctrl-C goes elsewhere
             self.before = signal.signal(signal.SIGINT, stop)
 
-    def save_if_due(self, training: Training) -> bool:
+    def save_if_due(self, training: Resumable) -> bool:
         """Write a checkpoint if it is time or the user asked to stop; return whether the training must stop."""
         trainer = training.trainer
         due = time.monotonic() - self.saved > 60 * self.minutes

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from selfsight.data.decode import EXTENSIONS, not_a_file
@@ -31,6 +32,19 @@ def list_folder(folder: Path) -> Listing:
         labels, classes = None, []
     files = [str(folder.absolute() / name) for name in names]
     return Listing(str(folder), files, shown, labels, classes, split, skipped, identify(names, files))
+
+
+def list_files(files: Sequence[str | Path]) -> Listing:
+    """Return these images, named by their paths below the folder that holds them all; SelfsightError if one is none."""
+    paths = [Path(file).expanduser().absolute() for file in files]
+    for file, path in zip(files, paths, strict=True):
+        if reason := not_a_file(str(path)):
+            raise SelfsightError(f"{file}: {reason}")
+    folder = Path(os.path.commonpath([path.parent for path in paths]))
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    kept = [str(path) for path in paths]
+    source = str(files[0]) if len(files) == 1 else f"{len(files)} files in {folder}"
+    return Listing(source, kept, [printable(name) for name in names], identity=identify(names, kept))
 
 
 def identify(names: list[str], files: list[str]) -> str:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -86,6 +88,13 @@ class ImageSet:
     def rows(self, split: str) -> NDArray[np.int64]:
         """Return the rows of the 'train' or 'test' part; all rows are train if there is no split."""
         return rows_of(self.split, split, len(self))
+
+    def in_shape(self, row: int) -> Tensor:
+        """Return one image in its original's shape, (C, H, W) uint8, its longer side as long as the squares'."""
+        square = torch.from_numpy(np.array(self.images[np.array([row])]))  # (1, C, S, S)
+        aspect = float(self.aspect[row])
+        shape = [max(1, round(self.side * share)) for share in (min(1.0, 1 / aspect), min(1.0, aspect))]
+        return F.interpolate(square, shape, mode="bilinear", antialias=True)[0]
 
     def require_labels(self) -> NDArray[np.int64]:
         """Return the labels, or raise SelfsightError that says how to give some."""

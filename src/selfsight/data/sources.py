@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from selfsight.data.annotations import Annotated
 from selfsight.data.cache import cached, default_cache_dir, in_memory, streamed
-from selfsight.data.decode import learn_recipe
-from selfsight.data.folder import list_folder
+from selfsight.data.decode import EXTENSIONS, learn_recipe
+from selfsight.data.folder import identify, list_files, list_folder
 from selfsight.data.formats import TABLES, from_object, is_idx, is_table, read_idx, read_npz, read_table
 from selfsight.data.images import ImageSet
 from selfsight.data.listing import Listing
@@ -23,7 +24,7 @@ def open_images(
     cache: bool = True,
     cache_dir: Path | None = None,
 ) -> ImageSet:
-    """Return the images of a folder, IDX pair, .npz, CSV or Parquet table, array or data set of another library.
+    """Return the images of a folder, IDX pair, .npz, table, array, data set of another library, boxes or masks.
 
     Each becomes a square of `side` pixels, by default 1.5 times `image_size` (the size of a method's views), but
     not more than the images have themselves; the aspect is kept beside it. `channels` is found out if None.
@@ -47,6 +48,12 @@ def open_images(
 
 def list_images(data: Any) -> Listing:
     """Return what the data consists of, nothing decoded yet; SelfsightError as in `open_images`."""
+    if isinstance(data, Annotated):
+        return Listing(
+            data.source, list(data.files), data.names, split=data.split, identity=identify([*data.names], [*data.files])
+        )
+    if isinstance(data, list) and data and all(isinstance(item, str | Path) for item in data):
+        return list_files(data)
     if not isinstance(data, str | Path):
         return from_object(data)
     path = Path(data).expanduser()
@@ -61,6 +68,8 @@ def list_images(data: Any) -> Listing:
             return read_npz(path)
         if is_table(path):
             return read_table(path)
+        if path.suffix.lower() in EXTENSIONS:
+            return list_files([path])
     except OSError as error:  # a folder that may not be listed, a file that goes while it is looked at
         raise SelfsightError(f"{path}: cannot be read: {error.strerror}") from error
     raise SelfsightError(f"{path}: not a data set; pass a folder of images, an IDX pair, .npz, {', '.join(TABLES)}")

@@ -19,7 +19,14 @@ BASELINES = ("scratch", "random", "pixels")
 """What a method is compared with: the same network on the labels alone, untrained, and no network at all."""
 COLOURS = ("#1f5fbf", "#e07b00", "#2a9d57", "#b5379b", "#7a5c3e", "#00a0b0")
 GREYS = {"scratch": ("#333333", "--"), "random": ("#777777", ":"), "pixels": ("#a5a5a5", "-.")}
-TITLES = {"knn": "Nearest neighbours", "linear": "Linear probe", "finetune": "Fine-tuning"}
+TITLES = {
+    "knn": "Nearest neighbours",
+    "linear": "Linear probe",
+    "frozen": "Frozen backbone",
+    "finetune": "Fine-tuning",
+}
+METRICS = {"accuracy": "accuracy", "map_50": "AP50", "miou": "mean IoU"}
+"""How metrics are called in tables and plots."""
 
 
 @dataclass(frozen=True)
@@ -118,13 +125,17 @@ def summary(rows: Iterable[Row]) -> list[Summary]:
 
 
 def print_table(rows: Iterable[Row], console: Console | None = None) -> None:
-    """Print a table on stdout (or `console`): a line a method and protocol, a column a label amount."""
+    """Print a table on stdout (or `console`): a line a method and protocol, a column a label amount.
+
+    The rows are of one metric.
+    """
     found = summary(rows)
     amounts = sorted({s.labels for s in found if isinstance(s.labels, float)})
     counts = sorted({s.labels for s in found if isinstance(s.labels, int)})
     columns = [amount_words(labels) for labels in [*amounts, *counts]]
     cells = {(s.protocol, s.method, amount_words(s.labels)): accuracy_words(s) for s in found}
-    title = "Accuracy in % ± 95 % interval, by labels used"
+    metric = next((METRICS.get(s.metric, s.metric) for s in found), "result")
+    title = f"{metric[0].upper()}{metric[1:]} in % ± 95 % interval, by labels used"
     table = Table(title=title, min_width=len(title))  # rich wraps a title that is wider than its table
     table.add_column("protocol")
     table.add_column("method")
@@ -143,7 +154,7 @@ def print_table(rows: Iterable[Row], console: Console | None = None) -> None:
 def plot_curve(rows: Sequence[Row], path: Path) -> None:
     """Save the label-efficiency curve as a picture (.png, .svg or .pdf), a panel a protocol, a line a method.
 
-    Fractions and counts per class get panels of their own. Raises ValueError without rows.
+    The rows are of one metric. Fractions and counts per class get panels of their own. Raises ValueError without rows.
     """
     if not rows:
         raise ValueError("no rows to plot")
@@ -156,7 +167,7 @@ def plot_curve(rows: Sequence[Row], path: Path) -> None:
     for axis, ((protocol, _), part) in zip(axes, panels.items(), strict=True):
         draw_curve(part, axis)
         axis.set_title(TITLES.get(protocol, protocol), loc="left", fontsize=13, fontweight="bold")
-    axes[0].set_ylabel("test accuracy", fontsize=11)
+    axes[0].set_ylabel(f"test {METRICS.get(rows[0].metric, rows[0].metric)}", fontsize=11)
     replace_file(path, figure.savefig)
 
 

@@ -1,0 +1,96 @@
+"""Labelled images for training and test: boxes or masks beside decoded pixels, of one folder or of two."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from selfsight.data import BoxSet, ImageSet, MaskSet, open_images
+from selfsight.data.annotations import Annotated
+from selfsight.errors import SelfsightError
+
+T = TypeVar("T", BoxSet, MaskSet)
+Open = Callable[..., T]
+
+
+@dataclass(frozen=True)
+class Labelled(Generic[T]):
+    """A set of labels, and the images that could be decoded."""
+
+    data: T
+    images: ImageSet
+    place: NDArray[np.int64]
+    """(N,) where each image of `data` is in `images`, or -1 if it could not be decoded."""
+    classes: NDArray[np.int64]
+    """(K,) the training set's number of each class of `data`."""
+
+    def rows(self, part: str) -> NDArray[np.int64]:
+        """Return the rows of a part whose images could be decoded."""
+        rows = self.data.rows(part)
+        return rows[self.place[rows] >= 0]
+
+    def pixels(self, row: int) -> Tensor:
+        """Return an image in its own shape, (C, H, W) uint8, its longer side as long as the cache's squares."""
+        return self.images.in_shape(int(self.place[row]))
+
+
+def open_labelled(
+    path: str | Path,
+    test: str | Path | None,
+    opener: Open[T],
+    *,
+    image_size: int,
+    channels: int,
+    strict: bool,
+    test_share: float,
+    seed: int,
+    **cache: Any,
+) -> tuple[Labelled[T], Labelled[T]]:
+    """Return what to learn from, its part 'train', and what to test on, its part 'test'; the same set if it has both.
+
+    Without `test` the set's own split counts, or else a seeded `test_share` of its images is held out.
+
+    Raises SelfsightError where either has no image left, or where the test has a class that training has not.
+    """
+    data = opener(path, strict=strict)
+    if test is not None:
+        data = replace(data, split=np.full(len(data), "train"))
+    elif data.split is None:
+        split = np.full(len(data), "train", dtype="<U5")
+        order = np.random.default_rng(seed).permutation(len(data))
+        split[order[: round(test_share * len(data))]] = "test"
+        data = replace(data, split=split)
+    train = _decoded(data, data.classes, image_size, channels, cache)
+    if test is None:
+        other = train
+    else:
+        tested = opener(test, strict=strict)
+        tested = replace(tested, split=np.full(len(tested), "test"))
+        other = _decoded(tested, data.classes, image_size, channels, cache)
+    for source, part, found in ((path, "train", train), (test or path, "test", other)):
+        if not len(found.rows(part)):
+            raise SelfsightError(f"{source}: no labelled image in the {part} part")
+    return train, other
+
+
+def _decoded(data: T, classes: Any, image_size: int, channels: int, cache: dict[str, Any]) -> Labelled[T]:
+    """Decode the images, and number the classes as training does."""
+    unknown = [name for name in data.classes if name not in classes]
+    if unknown:
+        raise SelfsightError(f"{data.source}: has the class {unknown[0]!r}, which the training images don't have")
+    images = open_images(data, image_size=image_size, channels=channels, **cache)
+    where = {name: row for row, name in enumerate(images.names)}
+    place = np.array([where.get(name, -1) for name in data.names], np.int64)
+    return Labelled(data, images, place, np.array([list(classes).index(name) for name in data.classes], np.int64))
+
+
+def scaled(data: Annotated, row: int, shape: tuple[int, int]) -> Tensor:
+    """Return (4,) factors from pixels of an original image to those of it at (height, width): for x, y, x, y."""
+    width, height = data.sizes[row].tolist()
+    x, y = shape[1] / width, shape[0] / height
+    return torch.tensor([x, y, x, y], dtype=torch.float32)

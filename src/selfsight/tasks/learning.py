@@ -1,0 +1,290 @@
+"""Learning from labels: a head and the backbone under it, by AdamW with a rate each, resumable, in Lightning.
+
+The rates, the warm-up and the cosine are those of evaluate/finetune.py, which trains classifiers in the same way.
+"""
+
+import itertools
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import lightning as L
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from selfsight import optim
+from selfsight.errors import SelfsightError, StoppedError
+from selfsight.nn import fast_bf16
+from selfsight.progress import bar, say
+from selfsight.run import RunFolder
+from selfsight.tasks.augment import Target
+from selfsight.tasks.dense import DenseModel
+from selfsight.tasks.jobs import Job
+from selfsight.watch import Keeper, quiet_lightning
+
+RATE_BATCH = 256
+"""The batch for which `optim.rate` takes a rate as it is; the rates here are those of any batch."""
+ENOUGH = 50
+"""With fewer labelled images none is spared for validation: the last weights are kept."""
+
+
+@dataclass(frozen=True)
+class LearnConfig:
+    """How a model learns from labels."""
+
+    minutes: float | None = None
+    """Train this long, each time; the schedule fits itself to it."""
+    epochs: float = 40.0
+    """Passes over the labelled images, within the bounds below, if --minutes is not given."""
+    min_steps: int = 300
+    """Steps taken however few labels there are."""
+    max_steps: int = 20_000
+    """Steps taken at most."""
+    batch_size: int = 8
+    """Images a step."""
+    lr: float = 3e-4
+    """Peak learning rate of a pretrained backbone."""
+    head_lr: float = 1e-3
+    """Peak learning rate of what stands on it."""
+    scratch_lr: float = 1e-3
+    """Peak learning rate of all weights when training from scratch, where a larger one is best."""
+    weight_decay: float = 0.05
+    """Decay of all weights but biases and norms."""
+    warmup: float = 0.1
+    """Share of the steps over which the learning rate rises from zero."""
+    clip: float = 5.0
+    """Largest norm of the gradient; 0 is no limit."""
+    frozen: bool = False
+    """Leave the backbone as it is and train only what stands on it."""
+    hflip: bool = True
+    """Mirror half of the training views; not where left and right mean something."""
+    scale: tuple[float, float] = (0.5, 1.5)
+    """How large training views show the images, 1 with the longer side as long as the view."""
+    validation: float = 0.2
+    """Share of the labelled images that choose the best weights, where there are 50 or more; 0 keeps the last."""
+    checks: int = 5
+    """How often over a training these are asked."""
+    precision: Literal["auto", "bf16", "float32"] = "auto"
+    """bf16 where the processor is faster with it, else float32."""
+    workers: int | None = None
+    """Processes that draw views; by default none on a CPU, 8 with a GPU."""
+    checkpoint_minutes: float = 3.0
+    """Minutes between checkpoints; Ctrl-C writes one too."""
+
+    def __post_init__(self) -> None:
+        for flag in ("minutes", "epochs", "batch_size", "min_steps", "max_steps", "checks"):
+            value = getattr(self, flag)
+            if value is not None and value <= 0:
+                raise SelfsightError(f"--{flag.replace('_', '-')} {value}: must be above 0")
+        if not 0 <= self.validation < 1:
+            raise SelfsightError(f"--validation {self.validation}: must be a share below 1")
+
+    def steps(self, images: int) -> int:
+        """Return the number of steps for this many labelled images."""
+        return int(min(max(self.epochs * images / self.batch_size, self.min_steps), self.max_steps))
+
+
+def learn(
+    job: Job,
+    model: DenseModel,
+    rows: NDArray[np.int64],
+    config: LearnConfig,
+    run: RunFolder,
+    *,
+    pretrained: bool,
+    seed: int,
+    device: torch.device,
+) -> None:
+    """Train the model on these rows in place, from the run's last checkpoint if there is one.
+
+    Of `rows` a seeded share validates, if there are enough: then the best weights by the job's metric are kept.
+
+    Raises SelfsightError where the loss is not finite, StoppedError after Ctrl-C.
+    """
+    learner = Learner(job, model, rows, config, run, pretrained, seed)
+    bf16 = config.precision == "bf16" or (config.precision == "auto" and fast_bf16(device))
+    with quiet_lightning():
+        trainer = L.Trainer(
+            max_epochs=-1,
+            accelerator="gpu" if device.type == "cuda" else "cpu",
+            devices=1,
+            precision="bf16-mixed" if bf16 else "32-true",
+            gradient_clip_val=None,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        try:
+            checkpoint = run.checkpoint_file if run.checkpoint_file.exists() else None
+            trainer.fit(learner, ckpt_path=checkpoint, weights_only=True)
+        finally:
+            learner.keeper.end()
+            learner.bar.stop()
+    if learner.keeper.stopped:
+        raise StoppedError(f"{run.path}: stopped at {learner.progress:.0%}; the same command goes on from there")
+    if learner.best is not None:
+        model.load_state_dict(learner.best)
+
+
+class Learner(L.LightningModule):
+    """A model in training on labels: its examples, its schedule, its clock, its best weights."""
+
+    def __init__(
+        self,
+        job: Job,
+        model: DenseModel,
+        rows: NDArray[np.int64],
+        config: LearnConfig,
+        run: RunFolder,
+        pretrained: bool,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.job, self.model, self.config, self.run = job, model, config, run
+        self.pretrained, self.seed = pretrained, seed
+        spared = round(config.validation * len(rows)) if len(rows) >= ENOUGH else 0
+        order = np.random.default_rng([seed, 1]).permutation(rows)
+        self.validated, self.trained = np.sort(order[:spared]), np.sort(order[spared:])
+        self.total = config.steps(len(self.trained))
+        self.steps, self.seconds, self.progress, self.value = 0, 0.0, 0.0, -math.inf
+        self.best: dict[str, Tensor] | None = None
+        self.loss_sum, self.loss_count = 0.0, 0
+        self.keeper, self.bar = Keeper(config.checkpoint_minutes), bar(transient=True)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return AdamW over the backbone and what stands on it; each group knows its own peak rate."""
+        c = self.config
+        rates = (c.lr, c.head_lr) if self.pretrained else (c.scratch_lr, c.scratch_lr)
+        groups: list[dict[str, Any]] = []
+        for part, lr in zip((self.model.backbone, self.model.head), rates, strict=True):
+            groups += [group | {"peak": lr} for group in optim.parameter_groups(part, c.weight_decay)]
+        return torch.optim.AdamW(groups, lr=c.head_lr, fused=True)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Limit the gradient's norm."""
+        if self.config.clip:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Return the batches from where the run stands, without an end."""
+        workers = (8 if self.device.type == "cuda" else 0) if self.config.workers is None else self.config.workers
+        return DataLoader(
+            Examples(self.job, self.trained, self.seed),
+            batch_sampler=Batches(self.config.batch_size, self.steps),
+            collate_fn=collate,
+            num_workers=workers,
+            pin_memory=self.device.type == "cuda",
+        )
+
+    def on_train_start(self) -> None:
+        """Start the clock."""
+        self.started = time.monotonic() - self.seconds
+        self.keeper.start(self)
+        self.model.train()
+        self.shown = self.bar.add_task("train", total=100, unit="%", note="")
+        self.bar.start()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+        """Set the seed and the rates of this step; -1 ends the training."""
+        if self.keeper.save_if_due(self):
+            self.trainer.should_stop = True
+            return -1
+        torch.manual_seed(self.seed * 1_000_003 + self.steps)
+        for group in self.trainer.optimizers[0].param_groups:
+            recipe = optim.Optim("adamw", lr=group["peak"], warmup=self.config.warmup)
+            group["lr"] = optim.rate(recipe, self.progress, RATE_BATCH)
+        return None
+
+    def training_step(self, batch: tuple[Tensor, list[Target]], batch_idx: int) -> Tensor:
+        """Return the job's loss."""
+        loss = self.job.loss(self.model, *batch)
+        if not math.isfinite(float(loss.detach())):
+            raise SelfsightError(f"the loss is {float(loss.detach())} at step {self.steps}; try a lower --head-lr")
+        self.loss_sum, self.loss_count = self.loss_sum + float(loss.detach()), self.loss_count + 1
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Move on; validate if it is time; stop when the budget is spent."""
+        self.steps += 1
+        self.seconds = time.monotonic() - self.started
+        before = self.progress
+        minutes = self.config.minutes
+        self.progress = min(1.0, self.seconds / (60 * minutes) if minutes else self.steps / self.total)
+        speed = self.steps * self.config.batch_size / max(self.seconds, 1e-9)
+        left = self.seconds / max(self.progress, 1e-9) * (1 - self.progress)
+        note = f"loss {self.loss_sum / self.loss_count:.3f} · {speed:,.0f} images/s · {left / 60:.1f} min left"
+        self.bar.update(self.shown, completed=100 * self.progress, note=note)
+        if int(self.progress * self.config.checks) > int(before * self.config.checks):
+            self._check(note)
+        if self.progress >= 1:
+            self.trainer.should_stop = True
+
+    def _check(self, note: str) -> None:
+        """Write a row of metrics, and keep the weights if they are the best so far on the validation images."""
+        row = {"step": float(self.steps), "seconds": self.seconds, "loss": self.loss_sum / self.loss_count}
+        self.loss_sum, self.loss_count = 0.0, 0
+        words = ""
+        if len(self.validated):
+            scores = self.job.scores(self.model, self.job.train, self.validated)
+            row |= scores
+            value = scores[self.job.metric]
+            words = f" · {self.job.metric} {value:.3f} on {len(self.validated)} validation images"
+            if value > self.value or self.best is None:
+                self.value = value
+                self.best = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
+        self.run.append_metrics(row)
+        if self.bar.disable:
+            say(f"  {self.progress:4.0%} · step {self.steps:,} · {note}{words}")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep where the run stands."""
+        own = {k: getattr(self, k) for k in ("steps", "seconds", "progress", "value", "loss_sum", "loss_count")}
+        checkpoint["selfsight"] = own | {"best": self.best}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Stand where the run stood."""
+        vars(self).update(checkpoint["selfsight"])
+        self.run.forget_metrics_after(self.steps)
+
+
+class Examples(Dataset[tuple[Tensor, Target]]):
+    """The random views of a job's training images, without an end, shuffled anew each epoch.
+
+    The i-th is a function of (seed, i) alone: so a resumed run continues exactly, whichever process draws it.
+    """
+
+    def __init__(self, job: Job, rows: NDArray[np.int64], seed: int) -> None:
+        self.job, self.rows, self.seed = job, rows, seed
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Target]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed * 1_000_003 + i)
+            return self.job.example(self.row(i))
+
+    def row(self, i: int) -> int:
+        """Return which image the i-th example is a view of."""
+        epoch, at = divmod(i, len(self.rows))
+        return int(np.random.default_rng([self.seed, epoch]).permutation(self.rows)[at])
+
+
+class Batches(Sampler[list[int]]):
+    """The numbers of the examples of each step, from any step on."""
+
+    def __init__(self, batch_size: int, start: int) -> None:
+        self.batch_size, self.start = batch_size, start
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in itertools.count(self.start):
+            yield list(range(step * self.batch_size, (step + 1) * self.batch_size))
+
+
+def collate(examples: list[tuple[Tensor, Target]]) -> tuple[Tensor, list[Target]]:
+    """Return the views as a batch (B, C, S, S), and their targets as a list."""
+    images, targets = zip(*examples, strict=True)
+    return torch.stack(images), list(targets)

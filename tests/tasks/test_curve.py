@@ -1,0 +1,197 @@
+"""From labelled folders to a detector and a segmenter: curves, resumed trainings, predictions in original pixels."""
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from selfsight.data import BoxSet, open_boxes, write_coco
+from selfsight.errors import SelfsightError, StoppedError
+from selfsight.run import RunFolder
+from selfsight.tasks import curve
+from selfsight.tasks.curve import TrainConfig, open_job, train
+from selfsight.tasks.jobs import DetectionConfig, SegmentationConfig
+from selfsight.tasks.learning import Batches, Examples, LearnConfig, learn
+from selfsight.tasks.predict import PredictConfig, load_model, predict
+from tests.tasks.scenes import SIDE, backbone, rectangles
+
+CPU = torch.device("cpu")
+WIDE = 2 * SIDE  # the files are twice as large as what the network sees, and as wide again
+SHORT = LearnConfig(min_steps=4, epochs=0.1, batch_size=4, checks=2)
+
+
+def scenes(folder: Path, n: int = 8) -> Path:
+    """Two rectangles an image, four times the pixels of `rectangles`, as COCO boxes and as index masks."""
+    images, boxes, masks = rectangles(n)
+    for part, rows in (("train", range(n - 2)), ("test", range(n - 2, n))):
+        for sub in ("images", "masks"):
+            (folder / part / sub).mkdir(parents=True)
+        for i in rows:
+            pixels = (images[i].permute(1, 2, 0).numpy() * 255).astype(np.uint8)
+            Image.fromarray(pixels).resize((WIDE, WIDE), 0).save(folder / part / "images" / f"{i}.png")
+            mask = Image.fromarray(masks[i].numpy().astype(np.uint8)).resize((WIDE, WIDE), 0)
+            mask.save(folder / part / "masks" / f"{i}.png")
+        kept = list(rows)
+        found = BoxSet(
+            source="",
+            files=[str(folder / part / "images" / f"{i}.png") for i in kept],
+            names=[f"{i}.png" for i in kept],
+            sizes=np.full((len(kept), 2), WIDE),
+            classes=["left", "right"],
+            boxes=[2 * boxes[i].numpy() for i in kept],
+            labels=[np.array([0, 1]) for _ in kept],
+        )
+        write_coco(found, folder / part / "annotations.json")
+    return folder
+
+
+def trained(folder: Path, out: Path, settings: Any, **options: Any) -> curve.Trained:
+    config = TrainConfig(**({"image_size": SIDE, "learning": SHORT} | options))
+    return train(backbone("test_resnet"), folder, config, settings, method="simclr", run="run", out=out)
+
+
+def test_a_curve_has_each_amount_seed_and_start_and_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, out = scenes(tmp_path / "scenes"), tmp_path / "out"
+    options = {"labels": (0.5, 1.0), "seeds": 2}
+    result = trained(folder, out, DetectionConfig(width=32), **options)
+    main = [row for row in result.rows if row.metric == "map_50"]
+    wanted = {(m, a, s) for m in ("simclr", "scratch") for a in (0.5, 1.0) for s in (0, 1)}
+    assert {(row.method, row.labels, row.seed) for row in main} == wanted
+    assert len(main) == len(wanted)
+    assert all(0 <= row.value <= 1 for row in main)
+    assert (out / "curve.png").exists()
+    assert not list(out.rglob("*.ckpt"))
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(curve, "learn", never)
+    again = trained(folder, out, DetectionConfig(width=32), **options)
+    assert again.rows == result.rows
+    with pytest.raises(SelfsightError, match="other training"):
+        trained(folder, out, DetectionConfig(width=32), labels=(0.5, 1.0), seeds=3)
+
+
+def test_a_detector_is_saved_and_predicts_boxes_in_the_originals_pixels(tmp_path: Path) -> None:
+    folder, out = scenes(tmp_path / "scenes"), tmp_path / "out"
+    learning = LearnConfig(min_steps=50, epochs=0.1, batch_size=4, head_lr=3e-3, lr=3e-3, scale=(1.0, 1.0), hflip=False)
+    settings = DetectionConfig(width=32)
+    result = trained(folder, out, settings, test=str(folder / "train"), learning=learning)
+    (value,) = [row.value for row in result.rows if row.metric == "map_50"]
+    assert value > 0.5, "it was tested on what it was trained on"
+    assert {row.method for row in result.rows} == {"simclr"}, "without --labels there is no training from scratch"
+    config = PredictConfig(out=tmp_path / "predicted", score=0.3)
+    written = predict(out, str(folder / "train" / "images"), config)
+    assert written["images"] == 6
+    found = json.loads((tmp_path / "predicted" / "predictions.json").read_text())
+    assert [c["name"] for c in found["categories"]] == ["left", "right"]
+    assert {(i["width"], i["height"]) for i in found["images"]} == {(WIDE, WIDE)}
+    truth = open_boxes(folder / "train")
+    best = max(found["annotations"], key=lambda a: a["score"])
+    name = next(i["file_name"] for i in found["images"] if i["id"] == best["image_id"])
+    row = [Path(n).name for n in truth.names].index(name)
+    x, y, w, h = best["bbox"]
+    x0, y0, x1, y1 = truth.boxes[row][best["category_id"] - 1].tolist()
+    inside = max(0, min(x + w, x1) - max(x, x0)) * max(0, min(y + h, y1) - max(y, y0))
+    assert inside / (w * h + (x1 - x0) * (y1 - y0) - inside) > 0.5
+    with Image.open(tmp_path / "predicted" / "overlays" / f"{name}.png") as overlay:
+        assert overlay.size == (WIDE, WIDE)
+
+
+def test_a_segmenter_is_saved_and_predicts_masks_of_the_originals_size(tmp_path: Path) -> None:
+    folder, out = scenes(tmp_path / "scenes"), tmp_path / "out"
+    learning = LearnConfig(min_steps=40, epochs=0.1, batch_size=4, head_lr=3e-3, lr=3e-3, scale=(1.0, 1.0), hflip=False)
+    result = trained(folder, out, SegmentationConfig(), test=str(folder / "train"), learning=learning)
+    (value,) = [row.value for row in result.rows if row.metric == "miou"]
+    assert value > 0.6
+    one = next((folder / "train" / "images").glob("*.png"))
+    written = predict(out, str(one), PredictConfig(out=tmp_path / "predicted"))
+    assert written["images"] == 1
+    with (
+        Image.open(tmp_path / "predicted" / "masks" / one.name) as mask,
+        Image.open(folder / "train/masks" / one.name) as t,
+    ):
+        assert mask.mode == "P"
+        assert mask.size == (WIDE, WIDE)
+        assert float((np.asarray(mask) == np.asarray(t)).mean()) > 0.8
+    assert (tmp_path / "predicted" / "overlays" / f"{one.name}.png").exists()
+
+
+def test_a_stopped_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    folder = scenes(tmp_path / "scenes")
+    config = TrainConfig(image_size=SIDE, learning=SHORT)
+    job = open_job(backbone("test_resnet"), folder, config, SegmentationConfig())
+    rows = job.train.rows("train")
+
+    def run(name: str) -> tuple[Any, RunFolder]:
+        path = RunFolder(tmp_path / name)
+        path.path.mkdir()
+        torch.manual_seed(0)
+        return job.model(backbone("test_resnet")), path
+
+    whole, out = run("whole")
+    learn(job, whole, rows, SHORT, out, pretrained=True, seed=3, device=CPU)
+    parts, out = run("parts")
+    seen = 0
+    loss = job.loss
+
+    class Interrupted:
+        """The job, which asks to stop in its second step."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(job, name)
+
+        def loss(self, *arguments: Any) -> torch.Tensor:
+            nonlocal seen
+            seen += 1
+            if seen == 2:
+                signal.raise_signal(signal.SIGINT)
+            return loss(*arguments)
+
+    with pytest.raises(StoppedError):
+        learn(Interrupted(), parts, rows, SHORT, out, pretrained=True, seed=3, device=CPU)  # type: ignore[arg-type]
+    assert out.checkpoint_file.exists()
+    resumed = job.model(backbone("test_resnet"))
+    learn(job, resumed, rows, SHORT, out, pretrained=True, seed=3, device=CPU)
+    for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_examples_are_a_function_of_seed_and_number_and_show_all_images_equally(tmp_path: Path) -> None:
+    folder = scenes(tmp_path / "scenes")
+    config = TrainConfig(image_size=SIDE, learning=SHORT)
+    job = open_job(backbone("test_resnet"), folder, config, DetectionConfig())
+    rows = job.train.rows("train")
+    examples = Examples(job, rows, seed=5)
+    assert sorted(examples.row(i) for i in range(2 * len(rows))) == sorted([*rows, *rows])
+    torch.manual_seed(1)
+    first = examples[7]
+    torch.rand(3)
+    assert torch.equal(first[0], Examples(job, rows, seed=5)[7][0])
+    assert not torch.equal(first[0], Examples(job, rows, seed=6)[7][0])
+    stream = iter(Batches(4, start=3))
+    assert [next(stream), next(stream)] == [[12, 13, 14, 15], [16, 17, 18, 19]]
+
+
+def test_a_class_of_the_test_that_training_has_not_is_named(tmp_path: Path) -> None:
+    folder = scenes(tmp_path / "scenes")
+    path = folder / "test" / "annotations.json"
+    path.write_text(path.read_text().replace('"right"', '"lorry"'))
+    config = TrainConfig(image_size=SIDE, test=str(folder / "test"))
+    with pytest.raises(SelfsightError, match="'lorry'"):
+        open_job(backbone("test_resnet"), folder / "train", config, DetectionConfig())
+
+
+def test_an_unfinished_or_foreign_folder_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(SelfsightError, match="not a run"):
+        load_model(tmp_path)
+    RunFolder(tmp_path).write_config({"method": "simclr"})
+    with pytest.raises(SelfsightError, match="no detector or segmenter"):
+        load_model(tmp_path)
