@@ -2,6 +2,7 @@
 
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def scenes(folder: Path, n: int = 8) -> Path:
 
 
 def trained(folder: Path, out: Path, settings: Any, **options: Any) -> curve.Trained:
-    config = TrainConfig(**({"image_size": SIDE, "learning": SHORT} | options))
+    config = replace(TrainConfig(image_size=SIDE, learning=SHORT), **options)
     return train(backbone("test_resnet"), folder, config, settings, method="simclr", run="run", out=out)
 
 
