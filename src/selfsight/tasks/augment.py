@@ -15,7 +15,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import sanitize_bounding_boxes
 
-from selfsight.tasks.dense import IGNORED
+from selfsight.data.mask_files import IGNORE
 
 Target = dict[str, Tensor]
 
@@ -92,7 +92,7 @@ def whole(image: Tensor, target: Target, size: int, mean: tuple[float, ...]) -> 
 
 def _fill(mean: Sequence[float]) -> dict[type | str, list[float] | int]:
     """Return what stands outside of an image, by type, as torchvision takes it."""
-    return {tv_tensors.Image: [round(255 * value) for value in mean], tv_tensors.Mask: IGNORED, "others": 0}
+    return {tv_tensors.Image: [round(255 * value) for value in mean], tv_tensors.Mask: IGNORE, "others": 0}
 
 
 def _areas(target: Target) -> Tensor:

@@ -17,7 +17,7 @@ from selfsight.evaluate.results import Row, amount_words, append_row, plot_curve
 from selfsight.progress import say
 from selfsight.run import RunFolder
 from selfsight.tasks.augment import DenseView
-from selfsight.tasks.jobs import Detection, DetectionConfig, Job, Segmentation, SegmentationConfig
+from selfsight.tasks.jobs import WIDTH, Detection, DetectionConfig, Job, Segmentation, SegmentationConfig
 from selfsight.tasks.labelled import open_labelled
 from selfsight.tasks.learning import LearnConfig, learn
 
@@ -27,7 +27,7 @@ TASKS: dict[str, type[Settings]] = {"detection": DetectionConfig, "segmentation"
 STEP = 32
 """View sides are multiples of this: what every usual backbone shrinks images to a whole number by."""
 LARGEST_CPU, LARGEST_GPU = 256, 512
-CPU_WIDTH, GPU_WIDTH = 96, 256
+GPU_WIDTH = 256
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def train(
     if any(not 0 < amount <= 1 for amount in config.amounts):
         raise SelfsightError(f"--labels {config.amounts}: fractions must lie in (0, 1]")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    settings = replace(settings, width=settings.width or (GPU_WIDTH if device.type == "cuda" else CPU_WIDTH))
+    settings = replace(settings, width=settings.width or (GPU_WIDTH if device.type == "cuda" else WIDTH))
     job = open_job(backbone, data, config, settings)
     folder = RunFolder(out)
     describe(folder, job, backbone, data, config, settings, run, method)

@@ -9,9 +9,6 @@ from selfsight.backbones import Backbone
 DECODER_GROUPS = 32
 """Groups of the group norms in torchvision's heads and smp's FPN: their widths are multiples of it."""
 
-IGNORED = 255
-"""The class of pixels that neither train nor count."""
-
 
 class DenseModel(nn.Module):
     """A backbone and a head, whose parameters a trainer gives rates of their own: `optim.build` takes either.

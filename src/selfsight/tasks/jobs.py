@@ -13,10 +13,11 @@ from torchvision import tv_tensors
 
 from selfsight.backbones import Backbone
 from selfsight.data import BoxSet, MaskSet
+from selfsight.data.mask_files import IGNORE
 from selfsight.evaluate.features import evaluating
 from selfsight.progress import track
 from selfsight.tasks.augment import DenseView, Placement, Target, whole
-from selfsight.tasks.dense import IGNORED, DenseModel
+from selfsight.tasks.dense import DenseModel
 from selfsight.tasks.detection import Boxes, Detector, Kind, mean_average_precision
 from selfsight.tasks.labelled import Labelled, scaled
 from selfsight.tasks.segmentation import Decoder, Segmenter, segmentation_loss, segmentation_scores
@@ -173,7 +174,7 @@ class Segmentation:
 
     def scores(self, model: DenseModel, labelled: Labelled[MaskSet], rows: NDArray[np.int64]) -> Scores:
         """Return miou, dice and pixel accuracy, and Dice of each class as dice:NAME."""
-        number = np.full(256, IGNORED)
+        number = np.full(256, IGNORE)
         number[: len(labelled.classes)] = labelled.classes
         truth = (torch.from_numpy(number[labelled.data.load_mask(row)]) for row in rows)
         names = self.train.data.classes

@@ -25,7 +25,6 @@ from selfsight.run import RunFolder, replace_file
 from selfsight.tasks.augment import whole
 from selfsight.tasks.dense import DenseModel
 from selfsight.tasks.detection import Boxes, Detector
-from selfsight.tasks.jobs import WIDTH
 from selfsight.tasks.segmentation import Segmenter
 
 LONGEST = 1600
@@ -88,7 +87,7 @@ def load_model(path: str | Path) -> Model:
         raise SelfsightError(f"{path}: not finished; run the same `selfsight train` again, it goes on")
     backbone = create(spec_from_json(config["backbone"]))
     classes, size, chosen = config["classes"], config["image_size"], config["model"]
-    width = chosen["width"] or WIDTH
+    width = chosen["width"]
     model: DenseModel
     if config["task"] == "detection":
         model = Detector(backbone, len(classes), size, chosen["kind"], width=width, finest=chosen["finest"])

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from selfsight.backbones import Backbone
+from selfsight.data.mask_files import IGNORE
 from selfsight.errors import SelfsightError
-from selfsight.tasks.dense import DECODER_GROUPS, IGNORED, DenseModel
+from selfsight.tasks.dense import DECODER_GROUPS, DenseModel
 
 Decoder = Literal["unet", "fpn", "dpt", "linear"]
 
@@ -153,9 +154,9 @@ def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
     """
     logits, masks = logits.float(), masks.long()
     # A mean of no pixel would not be a number.
-    pixels = (masks != IGNORED).sum().clamp(min=1)
-    entropy = F.cross_entropy(logits, masks, ignore_index=IGNORED, reduction="sum") / pixels
-    dice: Tensor = DiceLoss("multiclass", ignore_index=IGNORED)(logits, masks)
+    pixels = (masks != IGNORE).sum().clamp(min=1)
+    entropy = F.cross_entropy(logits, masks, ignore_index=IGNORE, reduction="sum") / pixels
+    dice: Tensor = DiceLoss("multiclass", ignore_index=IGNORE)(logits, masks)
     return entropy + dice
 
 
@@ -182,7 +183,7 @@ def segmentation_scores(
     All images' pixels are counted together; those of class 255 in the masks don't count. Raises SelfsightError if that
     leaves none.
     """
-    metric = MulticlassConfusionMatrix(len(classes), ignore_index=IGNORED)
+    metric = MulticlassConfusionMatrix(len(classes), ignore_index=IGNORE)
     for predicted, target in zip(predictions, targets, strict=True):
         metric.to(predicted.device).update(predicted, target.long())
     confusion: Tensor = metric.compute().double().cpu()  # (K, K): true classes by predicted ones
