@@ -138,6 +138,11 @@ def test_an_unknown_model_is_named_with_near_ones() -> None:
         backbones.plan("resnet19", 32, 3, MEAN, STD)
 
 
+@pytest.mark.parametrize("name", ["levit_128", "maxvit_pico_rw_256", "efficientvit_b0", "mobilevit_xxs"])
+def test_networks_that_only_have_vit_in_their_name_get_no_patches(name: str) -> None:
+    assert backbones.plan(name, 64, 3, MEAN, STD).patch_size is None
+
+
 def test_a_size_without_a_patch_is_named() -> None:
     with pytest.raises(SelfsightError, match="--image-size 75"):
         backbones.plan("vit_tiny_patch16_224", 75, 3, MEAN, STD)

@@ -72,6 +72,26 @@ def test_the_main_path(
     assert selfsight(monkeypatch, "export", run, "--format", "timm", "--json") == 0
     assert Path(json.loads(capsys.readouterr().out)["out"]).exists()
 
+    model = tmp_path / "model"
+    flags = ["--head", "linear", "--per-class", 2, 4, "--seeds", 2, "--out", model]
+    assert selfsight(monkeypatch, "train", "classification", run, folder, *flags) == 0
+    said = capsys.readouterr().out
+    assert "4 per class" in said
+    assert f"selfsight predict {model}" in said
+    assert selfsight(monkeypatch, "train", "classification", run, folder, *flags, "--json") == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    kept = [r for r in rows if r["metric"] == "accuracy"]
+    assert {(r["method"], r["labels"], r["seed"]) for r in kept} == {
+        (m, n, s) for m in ("simclr", "random") for n in (2, 4) for s in (0, 1)
+    }
+    out = tmp_path / "predictions"
+    assert selfsight(monkeypatch, "predict", model, folder / "3", "--out", out, "--json") == 0
+    written = json.loads(capsys.readouterr().out)
+    assert written["skipped"] == 1
+    assert len((out / "predictions.csv").read_text().splitlines()) == written["images"] + 1
+    assert selfsight(monkeypatch, "export", model, "--format", "timm") == 1
+    assert "written as onnx" in capsys.readouterr().err
+
 
 def test_compare_prints_its_table_and_json(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -20,11 +20,11 @@ from selfsight.export import Format
 from selfsight.export import export as export_backbone
 from selfsight.methods import Method
 from selfsight.pictures import MOST_IMAGES, Picture, examples, read_pictures, save_pictures
-from selfsight.report import draw_looks, write_report
+from selfsight.report import draw_looks, write_report, write_trained
 from selfsight.run import RunFolder
-from selfsight.tasks.curve import Settings, TrainConfig, Trained
+from selfsight.tasks.classification import ClassificationConfig
+from selfsight.tasks.curve import TASKS, Settings, TrainConfig, Trained, learning
 from selfsight.tasks.curve import train as train_task
-from selfsight.tasks.jobs import DetectionConfig
 from selfsight.training import Pretrain
 from selfsight.watch import draw
 
@@ -115,16 +115,20 @@ class Run:
         save_pictures(folder, draw(method, found, rows, seed) | draw_looks(self.backbone(), found, rows))
         return read_pictures(folder)
 
-    def train(self, data: str | Path, settings: Settings | None = None, config: TrainConfig | None = None) -> Trained:
-        """Train a detector (`settings` a DetectionConfig, the default) or a segmenter (a SegmentationConfig) on labels.
+    def train(self, data: Any, settings: Settings | None = None, config: TrainConfig | None = None) -> Trained:
+        """Train a classifier, a detector or a segmenter on labels, by the kind of `settings`.
 
         With `config.labels` on each fraction of them, beside training from scratch: how many labels does pretraining
-        save? Model, results.jsonl and curve.png go to `config.out`, by default runs/<data>-<task>.
+        save? The default `config` is the task's own: TrainConfig(learning=learning(task)) of selfsight.tasks.curve.
+        Model, results.jsonl, curve.png and report.html go to `config.out`, by default runs/<data>-<task>.
         """
-        settings, config = settings or DetectionConfig(), config or TrainConfig()
-        task = "detection" if isinstance(settings, DetectionConfig) else "segmentation"
+        settings = settings or ClassificationConfig()
+        task = next(name for name, kind in TASKS.items() if isinstance(settings, kind))
+        config = config or TrainConfig(learning=learning(task))
         out = config.out or Path("runs") / f"{pretraining.name_of(data)}-{task}"
-        return train_task(self.backbone(), data, config, settings, method=self.method, run=str(self.path), out=out)
+        trained = train_task(self.backbone(), data, config, settings, method=self.method, run=str(self.path), out=out)
+        write_trained(trained)
+        return trained
 
     def report(self, data: Any = None) -> Path:
         """Write report.html, one self-contained page, and return its path."""

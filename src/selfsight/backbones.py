@@ -7,6 +7,7 @@ from typing import Any
 import timm
 import torch
 from safetensors.torch import load_file
+from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models import is_model_in_modules
 from torch import Tensor, nn
 
@@ -16,6 +17,12 @@ SMALL = 64
 """Images of up to this many pixels a side get a small-image stem."""
 TINY = 40
 """Those of more than this are halved twice by that stem, as by timm's: at 64 pixels it is three times as fast."""
+
+VITS = ("vision_transformer", "deit", "eva", "beit")
+"""timm's modules of plain ViTs, whose patches may be of any size; not so LeViT, MaxViT, EfficientViT and the like."""
+
+CLASSIFIERS = ("fc.", "head.", "classifier.")
+"""How timm's names of a classifier's weights begin, which a backbone is without."""
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -77,8 +84,7 @@ def plan(
         near = timm.list_models(f"*{name.split('_')[0][:6]}*")[:5]
         hint = f"; near it: {', '.join(near)}" if near else ""
         raise SelfsightError(f"--backbone {name}: timm has no model of this name{hint}")
-    is_vit = "vit" in name or name.startswith(("deit", "eva", "beit"))
-    if is_vit and patch_size is None:
+    if is_model_in_modules(name, VITS) and patch_size is None:
         patch_size = _patch_size(name, image_size, pretrained)
     small = is_model_in_modules(name, "resnet") and image_size <= SMALL and not pretrained
     return BackboneSpec(name, image_size, channels, mean, std, small, patch_size)
@@ -203,31 +209,37 @@ def create(spec: BackboneSpec) -> Backbone:
     return Backbone(spec).to(memory_format=torch.channels_last)
 
 
-def load_pretrained(spec: BackboneSpec, source: str) -> Backbone:
+def load_pretrained(spec: BackboneSpec, source: str, flag: str = "--pretrained") -> Backbone:
     """Return the backbone with timm's own weights (`source` 'timm') or those of a local .safetensors or .pth file.
 
-    Raises SelfsightError where the file is missing or its weights don't fit the architecture.
+    Raises SelfsightError, which names the `flag`, where the file is missing or its weights don't fit the architecture.
     """
     if source == "timm":
         try:
             weights = timm.create_model(spec.name, pretrained=True, num_classes=0, in_chans=spec.channels)
         except (OSError, RuntimeError) as error:
-            raise SelfsightError(f"--pretrained timm: no weights for {spec.name} ({_first_line(error)})") from error
+            raise SelfsightError(f"{flag} timm: no weights for {spec.name} ({_first_line(error)})") from error
         state = weights.state_dict()
     else:
-        state = read_weights(Path(source))
+        state = read_weights(Path(source), flag)
     backbone = create(spec)
+    place = state.get("pos_embed")
+    if place is not None and hasattr(backbone.model, "patch_embed"):  # of another number of patches
+        prefix = 0 if getattr(backbone.model, "no_embed_class", False) else backbone.model.num_prefix_tokens
+        grid = list(backbone.model.patch_embed.grid_size)
+        state = state | {"pos_embed": resample_abs_pos_embed(place, grid, num_prefix_tokens=prefix)}
     try:
-        backbone.model.load_state_dict({k: v for k, v in state.items() if not k.startswith(("fc.", "head.fc"))})
+        own = backbone.model.state_dict()
+        backbone.model.load_state_dict({k: v for k, v in state.items() if k in own or not k.startswith(CLASSIFIERS)})
     except RuntimeError as error:
-        raise SelfsightError(f"--pretrained {source}: doesn't fit {spec.name} ({_first_line(error)})") from error
+        raise SelfsightError(f"{flag} {source}: doesn't fit {spec.name} ({_first_line(error)})") from error
     return backbone
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path, flag: str = "--pretrained") -> dict[str, Tensor]:
     """Read a state dict from .safetensors, or from a torch file with weights_only=True."""
     if not path.exists():
-        raise SelfsightError(f"{path}: no such file")
+        raise SelfsightError(f"{flag} {path}: no such file")
     if path.suffix == ".safetensors":
         return load_file(path)
     state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)

@@ -22,11 +22,11 @@ USAGE = """selfsight: self-supervised learning on your own images
   selfsight embed RUN DATA         one feature vector an image
   selfsight evaluate RUN DATA      how good it is with few labels, beside honest baselines
   selfsight compare DATA           train several pretext tasks alike, side by side on one page
-  selfsight train TASK RUN DATA    a detector or a segmenter from few labels, beside training from scratch
-  selfsight predict MODEL DATA     use it: boxes or masks, and pictures of them
+  selfsight train TASK RUN DATA    a classifier, detector or segmenter from few labels
+  selfsight predict MODEL DATA     use it: classes, boxes or masks, and pictures of them
   selfsight show RUN DATA          pictures: the task, the answers, what the network looks at
   selfsight report RUN             write the run's page anew
-  selfsight export RUN             ONNX, TorchScript or timm weights
+  selfsight export RUN|MODEL       ONNX; of a RUN also TorchScript or timm weights
   selfsight demo                   the whole path on 5,000 handwritten digits
 
 DATA is a folder of images (class subfolders are labels when an evaluation asks for them), MNIST-like IDX files,
@@ -205,15 +205,17 @@ def compare_verb(argv: list[str]) -> None:
 
 
 def train_verb(argv: list[str]) -> None:
-    """Train a detector or a segmenter on labels, from a pretrained backbone; with --labels also from scratch."""
+    """Train a classifier, detector or segmenter on labels, pretrained and, with --labels, from scratch too."""
     from selfsight import api
     from selfsight.evaluate.results import print_table
-    from selfsight.evaluate.savings import savings
-    from selfsight.tasks.curve import TASKS, TrainConfig
+    from selfsight.tasks.curve import TASKS, TrainConfig, learning
 
     if not argv or argv[0] not in TASKS:
         print(f"selfsight train TASK RUN DATA [flags]\n\nTASK is one of: {', '.join(TASKS)}")
-        print("DATA: COCO, YOLO or Pascal VOC boxes; images/ and masks/ for segmentation. `… TASK --help` says more.")
+        print(
+            "DATA: for classification a folder a class, a CSV with path,label, IDX or .npz; for detection COCO, YOLO or"
+        )
+        print("Pascal VOC boxes; for segmentation images/ and masks/, or COCO polygons. `… TASK --help` says more.")
         raise SystemExit(0 if argv and argv[0] in ("-h", "--help") else 2)
     kind = TASKS[argv[0]]
     arguments = dataclasses.make_dataclass(
@@ -221,7 +223,7 @@ def train_verb(argv: list[str]) -> None:
         [
             ("run", Annotated[Positional[Path], tyro.conf.arg(help="Run folder: the pretrained backbone.")]),
             ("data", Annotated[Positional[str], tyro.conf.arg(help="Labelled images.")]),
-            ("config", OmitArgPrefixes[TrainConfig], field(default_factory=TrainConfig)),
+            ("config", OmitArgPrefixes[TrainConfig], field(default=TrainConfig(learning=learning(argv[0])))),
             ("settings", Annotated[kind, tyro.conf.OmitArgPrefixes], field(default_factory=kind)),
             ("shared", OmitArgPrefixes[Shared], field(default_factory=Shared)),
         ],
@@ -229,18 +231,22 @@ def train_verb(argv: list[str]) -> None:
     prog = f"selfsight train {argv[0]}"
     asked: Any = tyro.cli(arguments, args=argv[1:], prog=prog, description=train_verb.__doc__)
     trained = api.load(asked.run).train(asked.data, asked.settings, asked.config)
-    main = [row for row in trained.rows if row.metric == trained.metric]
-    saved = [s.sentence() for s in savings(main)]
+    saved, report = trained.savings(), trained.out / "report.html"
     if asked.shared.json:
         rows = api.rows_as_dicts(trained.rows)
-        print(json.dumps({"out": str(trained.out), "problems": trained.problems, "savings": saved, "rows": rows}))
+        print(
+            json.dumps(
+                {"out": str(trained.out), "report": str(report), "problems": trained.problems}
+                | {"savings": saved, "rows": rows}
+            )
+        )
     else:
-        print_table(main)
-        print("\n".join([*saved, f"use: selfsight predict {trained.out} IMAGES --out predictions"]))
+        print_table(trained.main)
+        print("\n".join([*saved, f"look: {report}", f"use:  selfsight predict {trained.out} IMAGES --out predictions"]))
 
 
 def predict_verb(argv: list[str]) -> None:
-    """Use a trained detector or segmenter on a folder, a file, or the paths on standard input."""
+    """Use a trained classifier, detector or segmenter on a folder, a file, or the paths on standard input."""
     from selfsight.tasks.predict import PredictConfig, predict
 
     @dataclass(frozen=True)
@@ -275,22 +281,30 @@ def report_verb(argv: list[str]) -> None:
 
 
 def export_verb(argv: list[str]) -> None:
-    """Write the backbone for other programs, checked against torch."""
+    """Write the backbone, or a model that `selfsight train` made, for other programs; checked against torch."""
     from selfsight import api
     from selfsight.export import Format
+    from selfsight.run import RunFolder
+    from selfsight.tasks.export import export_task
 
     @dataclass(frozen=True)
     class Arguments:
         run: Positional[Path]
-        """Run folder."""
+        """Run folder, or what `selfsight train` wrote."""
         format: Format = "onnx"
-        """onnx and torchscript take images in [0, 1]; timm is a state dict for timm.create_model."""
+        """onnx and torchscript take images in [0, 1]; timm is a state dict for timm.create_model. A trained
+        classifier, detector or segmenter is written as onnx."""
         out: Path | None = None
         """File to write; by default in the run folder."""
         shared: OmitArgPrefixes[Shared] = field(default_factory=Shared)
 
     asked = tyro.cli(Arguments, args=argv, prog="selfsight export", description=export_verb.__doc__)
-    path = api.load(asked.run).export(asked.format, asked.out)
+    if "task" in RunFolder(asked.run).config():
+        if asked.format != "onnx":
+            raise SelfsightError(f"--format {asked.format}: a trained model is written as onnx")
+        path = export_task(asked.run, asked.out)
+    else:
+        path = api.load(asked.run).export(asked.format, asked.out)
     show({"out": str(path), "format": asked.format}, asked.shared, str(path))
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from selfsight.backbones import Backbone
 from selfsight.errors import SelfsightError
+from selfsight.onnx_file import write_onnx
 from selfsight.progress import say
 from selfsight.run import RunFolder, replace_file
 
@@ -48,36 +49,13 @@ def export(run: RunFolder, format: Format, out: Path | None = None) -> Path:  # 
 
 
 def _onnx(backbone: Backbone, out: Path) -> float:
-    try:
-        import onnxruntime
-        import onnxscript  # noqa: F401  torch.onnx needs it
-    except ModuleNotFoundError as error:
-        raise SelfsightError(f"--format onnx needs {error.name}: pip install 'selfsight[onnx]'") from error
-    difference = 0.0
-
-    def write(path: Path) -> None:
-        nonlocal difference
-        with warnings.catch_warnings():
-            # onnxscript and torch.export about their own internals: nothing that the user could act on.
-            warnings.filterwarnings("ignore", category=DeprecationWarning)
-            warnings.filterwarnings("ignore", category=FutureWarning)
-            torch.onnx.export(
-                backbone,
-                (random_images(backbone, 2),),
-                path,
-                input_names=["images"],
-                output_names=["features"],
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
-                dynamo=True,
-                external_data=False,
-                verbose=False,
-            )
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        answer = lambda x: torch.from_numpy(session.run(["features"], {"images": x.numpy()})[0])  # noqa: E731
-        difference = check(out, backbone, answer)
-
-    replace_file(out, write)
-    return difference
+    return write_onnx(
+        backbone,
+        random_images(backbone, 2),
+        out,
+        ["features"],
+        lambda answer: check(out, backbone, lambda x: answer(x)[0]),
+    )
 
 
 def _torchscript(backbone: Backbone, out: Path) -> float:

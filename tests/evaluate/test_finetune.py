@@ -36,7 +36,7 @@ def test_the_pretrained_head_starts_as_the_linear_probe() -> None:
     # A step of rate zero changes nothing but BatchNorm's running statistics.
     still = replace(QUICK, lr=0.0, head_lr=0.0, min_steps=1, max_steps=1)
     tuned = finetune(net, images, rows, labels, 10, still, probe=probe, device=CPU, seed=0)
-    assert torch.equal(tuned.head.weight, model.head.weight)
+    assert torch.equal(tuned.head.linear.weight, model.head.linear.weight)
 
 
 def test_the_seed_decides_everything() -> None:
@@ -48,7 +48,7 @@ def test_the_seed_decides_everything() -> None:
         torch.rand(1)  # whatever was drawn before
         return finetune(
             net, images, np.arange(40), labels, 10, short, probe=None, device=CPU, seed=seed
-        ).head.weight.detach()
+        ).head.linear.weight.detach()
 
     state = torch.get_rng_state()
     first = train(0)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from selfsight import backbones, optim
-from selfsight.tasks.dense import DenseModel
+from selfsight.tasks.model import TaskModel
 
 SIDE = 64
 
@@ -39,7 +39,7 @@ def rectangles(n: int, channels: int = 3) -> tuple[Tensor, Tensor, Tensor]:
     return images, boxes, masks
 
 
-def learn(model: DenseModel, loss: Callable[[], Tensor], steps: int) -> None:
+def learn(model: TaskModel, loss: Callable[[], Tensor], steps: int) -> None:
     """Train backbone and head on this loss."""
     config = optim.Optim("adamw", lr=3e-3)
     optimizers = [optim.build(part, config) for part in (model.train().backbone, model.head)]

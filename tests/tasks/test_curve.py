@@ -24,6 +24,7 @@ from tests.tasks.scenes import SIDE, backbone, rectangles
 CPU = torch.device("cpu")
 WIDE = 2 * SIDE  # the files are twice as large as what the network sees, and as wide again
 SHORT = LearnConfig(min_steps=4, epochs=0.1, batch_size=4, checks=2)
+NONE = np.zeros(0, np.int64)
 
 
 def scenes(folder: Path, n: int = 8) -> Path:
@@ -68,6 +69,8 @@ def test_a_curve_has_each_amount_seed_and_start_and_goes_on_where_it_was(
     assert len(main) == len(wanted)
     assert all(0 <= row.value <= 1 for row in main)
     assert (out / "curve.png").exists()
+    with Image.open(out / "pictures" / "01.png") as picture:
+        assert picture.width == pytest.approx(picture.height, rel=0.1), "two test images: their labels, what was found"
     assert not list(out.rglob("*.ckpt"))
 
     def never(*_: Any, **__: Any) -> None:
@@ -82,8 +85,8 @@ def test_a_curve_has_each_amount_seed_and_start_and_goes_on_where_it_was(
 
 def test_a_detector_is_saved_and_predicts_boxes_in_the_originals_pixels(tmp_path: Path) -> None:
     folder, out = scenes(tmp_path / "scenes"), tmp_path / "out"
-    learning = LearnConfig(min_steps=50, epochs=0.1, batch_size=4, head_lr=3e-3, lr=3e-3, scale=(1.0, 1.0), hflip=False)
-    settings = DetectionConfig(width=32)
+    learning = LearnConfig(min_steps=50, epochs=0.1, batch_size=4, head_lr=3e-3, lr=3e-3, hflip=False)
+    settings = DetectionConfig(width=32, scale=(1.0, 1.0))
     result = trained(folder, out, settings, test=str(folder / "train"), learning=learning)
     (value,) = [row.value for row in result.rows if row.metric == "map_50"]
     assert value > 0.5, "it was tested on what it was trained on"
@@ -108,8 +111,8 @@ def test_a_detector_is_saved_and_predicts_boxes_in_the_originals_pixels(tmp_path
 
 def test_a_segmenter_is_saved_and_predicts_masks_of_the_originals_size(tmp_path: Path) -> None:
     folder, out = scenes(tmp_path / "scenes"), tmp_path / "out"
-    learning = LearnConfig(min_steps=40, epochs=0.1, batch_size=4, head_lr=3e-3, lr=3e-3, scale=(1.0, 1.0), hflip=False)
-    result = trained(folder, out, SegmentationConfig(), test=str(folder / "train"), learning=learning)
+    learning = LearnConfig(min_steps=40, epochs=0.1, batch_size=4, head_lr=3e-3, lr=3e-3, hflip=False)
+    result = trained(folder, out, SegmentationConfig(scale=(1.0, 1.0)), test=str(folder / "train"), learning=learning)
     (value,) = [row.value for row in result.rows if row.metric == "miou"]
     assert value > 0.6
     one = next((folder / "train" / "images").glob("*.png"))
@@ -129,7 +132,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     folder = scenes(tmp_path / "scenes")
     config = TrainConfig(image_size=SIDE, learning=SHORT)
     job = open_job(backbone("test_resnet"), folder, config, SegmentationConfig())
-    rows = job.train.rows("train")
+    rows = job.rows("train")
 
     def run(name: str) -> tuple[Any, RunFolder]:
         path = RunFolder(tmp_path / name)
@@ -138,7 +141,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
         return job.model(backbone("test_resnet")), path
 
     whole, out = run("whole")
-    learn(job, whole, rows, SHORT, out, pretrained=True, seed=3, device=CPU)
+    learn(job, whole, rows, NONE, SHORT, out, pretrained=True, seed=3, device=CPU)
     parts, out = run("parts")
     seen = 0
     loss = job.loss
@@ -157,10 +160,10 @@ def test_a_stopped_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
             return loss(*arguments)
 
     with pytest.raises(StoppedError):
-        learn(Interrupted(), parts, rows, SHORT, out, pretrained=True, seed=3, device=CPU)  # type: ignore[arg-type]
+        learn(Interrupted(), parts, rows, NONE, SHORT, out, pretrained=True, seed=3, device=CPU)  # type: ignore[arg-type]
     assert out.checkpoint_file.exists()
     resumed = job.model(backbone("test_resnet"))
-    learn(job, resumed, rows, SHORT, out, pretrained=True, seed=3, device=CPU)
+    learn(job, resumed, rows, NONE, SHORT, out, pretrained=True, seed=3, device=CPU)
     for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
 
@@ -169,7 +172,7 @@ def test_examples_are_a_function_of_seed_and_number_and_show_all_images_equally(
     folder = scenes(tmp_path / "scenes")
     config = TrainConfig(image_size=SIDE, learning=SHORT)
     job = open_job(backbone("test_resnet"), folder, config, DetectionConfig())
-    rows = job.train.rows("train")
+    rows = job.rows("train")
     examples = Examples(job, rows, seed=5)
     assert sorted(examples.row(i) for i in range(2 * len(rows))) == sorted([*rows, *rows])
     torch.manual_seed(1)
@@ -194,5 +197,5 @@ def test_an_unfinished_or_foreign_folder_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(SelfsightError, match="not a run"):
         load_model(tmp_path)
     RunFolder(tmp_path).write_config({"method": "simclr"})
-    with pytest.raises(SelfsightError, match="no detector or segmenter"):
+    with pytest.raises(SelfsightError, match="no model for a task"):
         load_model(tmp_path)

@@ -67,31 +67,44 @@ class FinetuneConfig:
         return Optim("adamw", lr=lr, weight_decay=self.weight_decay, warmup=self.warmup)
 
 
-class Classifier(nn.Module):
-    """A backbone and a linear head on its standardized features."""
+class LinearHead(nn.Module):
+    """Logits (B, K) of features (B, D), which it standardizes: from a linear probe on, or from zero without one."""
 
     mean: Tensor
     std: Tensor
+
+    def __init__(self, dim: int, classes: int, probe: Probe | None = None) -> None:
+        super().__init__()
+        self.linear = nn.Linear(dim, classes)
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("std", torch.ones(dim))
+        with torch.no_grad():
+            self.linear.weight.zero_()
+            self.linear.bias.zero_()
+            if probe is not None:
+                self.linear.weight.copy_(torch.from_numpy(probe.weight))
+                self.linear.bias.copy_(torch.from_numpy(probe.bias))
+                self.mean.copy_(torch.from_numpy(probe.mean))
+                self.std.copy_(torch.from_numpy(probe.std))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return logits (B, K) for features (B, D)."""
+        logits: Tensor = self.linear((features - self.mean) / self.std)
+        return logits
+
+
+class Classifier(nn.Module):
+    """A backbone and a linear head on its standardized features."""
 
     def __init__(self, backbone: Backbone, classes: int, probe: Probe | None) -> None:
         """Start the head from `probe`, or from zero without one."""
         super().__init__()
         self.backbone = backbone
-        self.head = nn.Linear(backbone.dim, classes)
-        self.register_buffer("mean", torch.zeros(backbone.dim))
-        self.register_buffer("std", torch.ones(backbone.dim))
-        with torch.no_grad():
-            self.head.weight.zero_()
-            self.head.bias.zero_()
-            if probe is not None:
-                self.head.weight.copy_(torch.from_numpy(probe.weight))
-                self.head.bias.copy_(torch.from_numpy(probe.bias))
-                self.mean.copy_(torch.from_numpy(probe.mean))
-                self.std.copy_(torch.from_numpy(probe.std))
+        self.head = LinearHead(backbone.dim, classes, probe)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (B, K) for images (B, C, S, S) in [0, 1]."""
-        logits: Tensor = self.head((self.backbone(x) - self.mean) / self.std)
+        logits: Tensor = self.head(self.backbone(x))
         return logits
 
 

@@ -7,6 +7,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
+
+MOST = 20
+"""So many neighbours vote, if there are labels enough."""
+TEMPERATURE = 0.07
 
 
 def knn_predict(
@@ -14,8 +19,8 @@ def knn_predict(
     train_y: NDArray[np.int64],
     test_x: NDArray[np.float32],
     classes: int,
-    k: int = 20,
-    temperature: float = 0.07,
+    k: int = MOST,
+    temperature: float = TEMPERATURE,
     chunk: int = 1024,
 ) -> NDArray[np.int64]:
     """Return the class (M,) of each test row by the vote of its nearest labeled rows.
@@ -30,16 +35,23 @@ def knn_predict(
         raise ValueError("kNN needs at least one labeled row")
     k = neighbours(train_y, k)
     bank = F.normalize(torch.from_numpy(np.ascontiguousarray(train_x)), dim=1)
-    labels = torch.from_numpy(np.ascontiguousarray(train_y))
+    targets = F.one_hot(torch.from_numpy(np.ascontiguousarray(train_y)), classes).float()
     answers = []
     for start in range(0, len(test_x), chunk):
         part = torch.from_numpy(np.ascontiguousarray(test_x[start : start + chunk]))
-        similarity, near = (F.normalize(part, dim=1) @ bank.T).topk(k, dim=1)  # (m, k) each
-        # exp((s - 1) / T) ranks as exp(s / T) and cannot overflow at small temperatures.
-        votes = torch.zeros(len(part), classes)
-        votes.scatter_add_(1, labels[near], ((similarity - 1) / temperature).exp())
-        answers.append(votes.argmax(1).numpy())
+        answers.append(votes(part, bank, targets, k, temperature).argmax(1).numpy())
     return np.concatenate(answers) if answers else np.zeros(0, np.int64)
+
+
+def votes(features: Tensor, bank: Tensor, targets: Tensor, k: int, temperature: float = TEMPERATURE) -> Tensor:
+    """Return the share (M, K) of its `k` nearest rows' votes that each class gets, 0 to 1, for features (M, D).
+
+    `bank` (N, D) are unit vectors, `targets` (N, K) 1 where a row is of a class, else 0. Neighbours of several
+    classes vote for each of them.
+    """
+    similarity, near = (F.normalize(features, dim=1) @ bank.T).topk(k, dim=1)  # (M, k) each
+    weights = (similarity / temperature).softmax(1)
+    return (weights[:, None] @ targets[near])[:, 0]
 
 
 def neighbours(labels: NDArray[np.int64], k: int) -> int:

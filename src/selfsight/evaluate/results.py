@@ -24,8 +24,9 @@ TITLES = {
     "linear": "Linear probe",
     "frozen": "Frozen backbone",
     "finetune": "Fine-tuning",
+    "pseudo": "Fine-tuning with pseudo-labels",
 }
-METRICS = {"accuracy": "accuracy", "map_50": "AP50", "miou": "mean IoU"}
+METRICS = {"accuracy": "accuracy", "mean_average_precision": "mean AP", "map_50": "AP50", "miou": "mean IoU"}
 """How metrics are called in tables and plots."""
 
 

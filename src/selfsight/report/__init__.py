@@ -3,5 +3,14 @@
 from selfsight.report.comparison import Comparison, Entry, print_comparison, write_comparison
 from selfsight.report.looks import draw_looks
 from selfsight.report.page import write_report
+from selfsight.report.trained import write_trained
 
-__all__ = ["Comparison", "Entry", "draw_looks", "print_comparison", "write_comparison", "write_report"]
+__all__ = [
+    "Comparison",
+    "Entry",
+    "draw_looks",
+    "print_comparison",
+    "write_comparison",
+    "write_report",
+    "write_trained",
+]

@@ -1,1 +1,1 @@
-"""Object detection and segmentation on a pretrained backbone."""
+"""Classification, object detection and segmentation on a pretrained backbone."""

@@ -1,33 +1,53 @@
-"""Label efficiency of detection and segmentation: one model on few and on many labels, pretrained and from scratch."""
+"""Label efficiency of a task: one model on few and on many labels, pretrained and from scratch."""
 
+import copy
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from selfsight.backbones import Backbone, create, spec_to_json
-from selfsight.data import few_images, open_boxes, open_masks, write_problems
+from selfsight.backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone, create, load_pretrained, plan, spec_to_json
+from selfsight.data import open_boxes, open_masks, write_problems
 from selfsight.errors import SelfsightError
+from selfsight.evaluate.finetune import FinetuneConfig
 from selfsight.evaluate.results import Row, amount_words, append_row, plot_curve, read_rows
+from selfsight.evaluate.savings import BASELINE, savings
 from selfsight.progress import say
 from selfsight.run import RunFolder
 from selfsight.tasks.augment import DenseView
-from selfsight.tasks.jobs import WIDTH, Detection, DetectionConfig, Job, Segmentation, SegmentationConfig
+from selfsight.tasks.classification import Classification, ClassificationConfig, open_classified
+from selfsight.tasks.jobs import DenseConfig, Detection, DetectionConfig, Job, Segmentation, SegmentationConfig
 from selfsight.tasks.labelled import open_labelled
 from selfsight.tasks.learning import LearnConfig, learn
+from selfsight.tasks.model import TaskModel
 
-Settings = DetectionConfig | SegmentationConfig
-TASKS: dict[str, type[Settings]] = {"detection": DetectionConfig, "segmentation": SegmentationConfig}
+Settings = ClassificationConfig | DetectionConfig | SegmentationConfig
+TASKS: dict[str, type[Settings]] = {
+    "classification": ClassificationConfig,
+    "detection": DetectionConfig,
+    "segmentation": SegmentationConfig,
+}
 """The tasks there are, and the settings of each one's model."""
+
+
+def learning(task: str) -> LearnConfig:
+    """Return how models of this task learn by default; classifiers as in `selfsight evaluate`."""
+    if task != "classification":
+        return LearnConfig()
+    known = asdict(FinetuneConfig())
+    shared = {f.name: known[f.name] for f in fields(LearnConfig) if f.name in known}
+    return LearnConfig(**shared, clip=0.0)
+
+
 STEP = 32
 """View sides are multiples of this: what every usual backbone shrinks images to a whole number by."""
 LARGEST_CPU, LARGEST_GPU = 256, 512
-GPU_WIDTH = 256
 
 
 @dataclass(frozen=True)
@@ -41,12 +61,18 @@ class TrainConfig:
     labels: tuple[float, ...] | None = None
     """Fractions of the training images whose labels may be used, each in (0, 1]: the label-efficiency curve, each
     also from scratch. By default all labels, once, and no training from scratch."""
+    per_class: tuple[int, ...] = ()
+    """Counts of labels per class to use, besides the fractions; for classification."""
     seeds: int | None = None
-    """How many random subsets (and trainings) a fraction gets; by default 3 with --labels, else 1."""
+    """How many random subsets (and trainings) an amount gets; by default 3 with --labels or --per-class, else 1."""
     baselines: bool | None = None
-    """Train the same network from scratch as well; by default with --labels only."""
+    """Train the same network from scratch as well; by default with --labels or --per-class only."""
+    imagenet: str | None = None
+    """Train from these weights too, to compare: timm for its own, mostly of ImageNet, or a file of weights of the same
+    architecture."""
     image_size: int | None = None
-    """Side of a view in pixels; by default the images' longer side, at most 256 (512 with a GPU)."""
+    """Side of a view in pixels; by default that of the pretraining for classification, else the images' longer side, at
+    most 256 (512 with a GPU)."""
     strict: bool = False
     """Stop at the first label that is wrong, instead of listing it in problems.csv and going on."""
     test_share: float = 0.2
@@ -60,10 +86,20 @@ class TrainConfig:
     learning: LearnConfig = field(default_factory=LearnConfig)
     """How each model learns."""
 
+    def __post_init__(self) -> None:
+        for amount in self.labels or ():
+            if not 0 < amount <= 1:
+                raise SelfsightError(f"--labels {amount}: must be a fraction in (0, 1]")
+
     @property
-    def amounts(self) -> tuple[float, ...]:
-        """Fractions of the labels, each a float."""
-        return tuple(float(amount) for amount in self.labels or (1.0,))
+    def curve(self) -> bool:
+        """Whether amounts of labels are compared."""
+        return self.labels is not None or bool(self.per_class)
+
+    @property
+    def amounts(self) -> tuple[float | int, ...]:
+        """Fractions of the labels, each a float, and counts per class, each an int."""
+        return (*map(float, self.labels or (() if self.per_class else (1.0,))), *self.per_class)
 
 
 @dataclass(frozen=True)
@@ -72,15 +108,32 @@ class Trained:
 
     out: Path
     rows: list[Row]
+    method: str
+    """By which the backbone was pretrained."""
     metric: str
-    """The metric that counts most: map_50 or miou."""
+    """The metric that counts most: accuracy, mean_average_precision, map_50 or miou."""
+    protocol: str
+    """How the backbone was used: finetune, frozen, linear or knn; rows of pseudo-labels are of another."""
+    most: str
+    """The amount of labels, as Python writes it, of the model that was kept."""
     problems: int
     """Labels or images that were wrong; they are listed in problems.csv."""
+
+    @property
+    def main(self) -> list[Row]:
+        """The rows of the metric that counts most."""
+        return [row for row in self.rows if row.metric == self.metric]
+
+    def savings(self) -> list[str]:
+        """Return in a sentence for each amount of labels how many pretraining saved."""
+        compared = (self.method, BASELINE)
+        rows = [row for row in self.main if row.protocol == self.protocol and row.method in compared]
+        return [saved.sentence() for saved in savings(rows)]
 
 
 def train(
     backbone: Backbone,
-    data: str | Path,
+    data: Any,
     config: TrainConfig,
     settings: Settings,
     *,
@@ -88,65 +141,115 @@ def train(
     run: str,
     out: Path,
 ) -> Trained:
-    """Train on each amount of labels, from `backbone` and from scratch, test each, and keep the best-fed model.
+    """Train on each amount of labels, from `backbone` and from what it is compared with; keep the best-fed model.
 
-    That one, pretrained, on the most labels and the first seed, goes to `out`. Rows go to `out`/results.jsonl as they
+    That one, from `backbone`, on the most labels and the first seed, goes to `out`; rows to `out`/results.jsonl as they
     come; the same call goes on where it was interrupted.
 
     Raises SelfsightError for labels that can't be used, for settings that differ from those `out` was begun with,
     StoppedError after Ctrl-C.
     """
-    if any(not 0 < amount <= 1 for amount in config.amounts):
-        raise SelfsightError(f"--labels {config.amounts}: fractions must lie in (0, 1]")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    settings = replace(settings, width=settings.width or (GPU_WIDTH if device.type == "cuda" else WIDTH))
+    settings = settings.fit_to(device)
     job = open_job(backbone, data, config, settings)
+    starts = _starts(backbone, job, config, method)
+    # Too few labels are known at once. By repr: all of them, 1.0, is not one a class, 1.
+    few = {(repr(amount), seed): job.few(amount, seed) for amount, seed in _subsets(config)}
     folder = RunFolder(out)
-    describe(folder, job, backbone, data, config, settings, run, method)
-    problems = [*job.train.data.problems, *(job.test.data.problems if job.test is not job.train else ())]
-    write_problems(out / "problems.csv", problems)
-    if problems:
+    describe(folder, job, backbone, config, settings, run, method)
+    write_problems(out / "problems.csv", job.problems)
+    if job.problems:
         where = out / "problems.csv"
-        say(f"{len(problems)} labels or images are wrong, listed in {where}; first: {_words(problems[0])}")
+        say(f"{len(job.problems)} labels or images are wrong, listed in {where}; first: {_words(job.problems[0])}")
     done = {row.key for row in read_rows(folder.results_file)}
-    runs = list(_runs(config))
-    for number, (amount, seed, pretrained) in enumerate(runs, 1):
-        name = method if pretrained else "scratch"
-        blank = Row(run, name, job.train.data.source, job.task, _protocol(config), amount, seed, job.metric, 0.0, 0.0)
-        part = RunFolder(out / "parts" / f"{name}-{amount:g}-{seed}")
-        keeps = pretrained and amount == max(config.amounts) and seed == config.seed
+    most = max(map(repr, config.amounts), key=lambda amount: len(few[amount, config.seed]))
+    runs = [(*subset, name) for subset in _subsets(config) for name in starts]
+    for number, (amount, seed, name) in enumerate(runs, 1):
+        blank = Row(run, name, job.source, job.task, job.protocol, amount, seed, job.metric, 0.0, 0.0)
+        keeps = name == method and repr(amount) == most and seed == config.seed
         if blank.key in done and not (keeps and not folder.method_file.exists()):
             continue
-        rows = few_images(job.train.data, amount, seed)
-        rows = rows[job.train.place[rows] >= 0]
-        say(f"[{number}/{len(runs)}] {name} on {amount_words(amount)} of the labels ({len(rows)} images), seed {seed}")
+        rows = few[repr(amount), seed]
+        words = f"{amount_words(amount)} labels" if isinstance(amount, int) else f"{amount_words(amount)} of the labels"
+        say(f"[{number}/{len(runs)}] {name} on {words} ({len(rows)} images), seed {seed}")
         start = time.monotonic()
         torch.manual_seed(seed)
-        begun = create(backbone.spec)
-        if pretrained:
-            begun.load_state_dict(backbone.state_dict())
-        model = job.model(begun)
-        if config.learning.frozen:
+        fresh, known = create(backbone.spec), starts[name]
+        place = out / "parts" / f"{name}-{amount!r}-{seed}"
+        once = Training(job, (known or fresh).to(device), config.learning, place, known is not None, seed)
+        model = once.fit(rows)
+        results = {job.protocol: job.scores(model, "test", job.rows("test"))}
+        if name == method and isinstance(job, Classification) and job.config.pseudo_labels is not None:
+            model = once.with_pseudo_labels(model, rows)
+            results["pseudo"] = job.scores(model, "test", job.rows("test"))
+        seconds = round(time.monotonic() - start, 1)
+        for protocol, scores in reversed(results.items()):
+            for metric, value in reversed(scores.items()):  # the one that `done` looks for comes last
+                row = replace(blank, protocol=protocol, metric=metric, value=value, seconds=seconds)
+                append_row(folder.results_file, row)
+            words = ", ".join(f"{metric} {value:.3f}" for metric, value in scores.items() if ":" not in metric)
+            say(f"  {protocol}: {words} ({seconds:.0f} s)")
+        if keeps:
+            job.illustrate(model, out / "pictures")
+            folder.save_method(model)
+        once.forget()
+    rows_now = read_rows(folder.results_file)
+    plot_curve([row for row in rows_now if row.metric == job.metric], out / "curve.png")
+    return Trained(out, rows_now, method, job.metric, job.protocol, most, len(job.problems))
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training: where it starts, how it learns, and its folder."""
+
+    job: Job
+    backbone: Backbone
+    config: LearnConfig
+    folder: Path
+    pretrained: bool
+    seed: int
+
+    def fit(self, rows: NDArray[np.int64]) -> TaskModel:
+        """Return a model that learned from these rows, on the backbone's device."""
+        if not self.job.learns:
+            return self._fit(self.job, rows, rows[:0], "plain")
+        return self._fit(self.job, *self.job.spare(rows, self.config.validation, self.seed), "plain")
+
+    def with_pseudo_labels(self, teacher: TaskModel, rows: NDArray[np.int64]) -> TaskModel:
+        """Return a model that learned from these rows and from what `teacher` is sure of among the others."""
+        assert isinstance(self.job, Classification)
+        trained, validated = self.job.spare(rows, self.config.validation, self.seed)
+        job, more = self.job.with_pseudo_labels(teacher, rows, trained)
+        say(f"  pseudo-labels: sure of {len(np.setdiff1d(more, rows)):,} more images")
+        return self._fit(job, more, validated, "pseudo")
+
+    def _fit(self, job: Job, rows: NDArray[np.int64], validated: NDArray[np.int64], name: str) -> TaskModel:
+        device = next(self.backbone.parameters()).device
+        backbone = copy.deepcopy(self.backbone)
+        model = job.model(backbone, np.unique(rows) if self.pretrained or not job.learns else None)
+        if self.config.frozen:
             model.freeze_backbone()
         model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        part.path.mkdir(parents=True, exist_ok=True)
-        learn(job, model, rows, config.learning, part, pretrained=pretrained, seed=seed, device=device)
-        model.to(device)
-        scores = job.scores(model, job.test, job.test.rows("test"))
-        seconds = round(time.monotonic() - start, 1)
-        for metric, value in reversed(scores.items()):  # the one that `done` looks for comes last
-            append_row(folder.results_file, replace(blank, metric=metric, value=value, seconds=seconds))
-        if keeps:
+        if job.learns:
+            folder = RunFolder(self.folder / name)
+            if folder.method_file.exists():  # it was stopped later, while it was tested
+                folder.load_method(model)
+                return model.to(device).eval()
+            folder.path.mkdir(parents=True, exist_ok=True)
+            seed, pretrained = self.seed, self.pretrained
+            learn(job, model, rows, validated, self.config, folder, pretrained=pretrained, seed=seed, device=device)
+            job.calibrate(model.to(device), validated)
             folder.save_method(model)
-        part.checkpoint_file.unlink(missing_ok=True)
-        say(f"  {', '.join(f'{metric} {value:.3f}' for metric, value in scores.items())} ({seconds:.0f} s)")
-    rows_now = read_rows(folder.results_file)
-    main = [row for row in rows_now if row.metric == job.metric]
-    plot_curve(main, out / "curve.png")
-    return Trained(out, rows_now, job.metric, len(problems))
+            folder.checkpoint_file.unlink(missing_ok=True)
+        return model.eval()
+
+    def forget(self) -> None:
+        """Remove the weights from the training's folder, once its results are written."""
+        for file in self.folder.rglob("*.safetensors"):
+            file.unlink()
 
 
-def open_job(backbone: Backbone, data: str | Path, config: TrainConfig, settings: Settings) -> Job:
+def open_job(backbone: Backbone, data: Any, config: TrainConfig, settings: Settings) -> Job:
     """Return the task of these settings on this data; SelfsightError where it can't be used."""
     largest = config.image_size or (LARGEST_GPU if torch.cuda.is_available() else LARGEST_CPU)
     options: dict[str, Any] = {
@@ -158,20 +261,26 @@ def open_job(backbone: Backbone, data: str | Path, config: TrainConfig, settings
         "cache": config.cache,
         "cache_dir": config.cache_dir,
     }
+    if isinstance(settings, ClassificationConfig):
+        size = options["image_size"] = config.image_size or backbone.spec.image_size
+        if backbone.spec.patch_size and size % backbone.spec.patch_size:
+            raise SelfsightError(f"--image-size {size}: {backbone.spec.name} needs a multiple of {backbone.reduction}")
+        classified = open_classified(data, config.test, settings.separator, **options)
+        protocol = _protocol(config) if settings.head == "finetune" else settings.head
+        return Classification(*classified, settings, size, config.learning.hflip, protocol)
     if isinstance(settings, DetectionConfig):
         boxes = open_labelled(data, config.test, open_boxes, **options)
         size = config.image_size or _size(boxes[0].data.sizes, largest)
-        return Detection(*boxes, settings, size, _view(size, backbone, config.learning))
+        return Detection(*boxes, size, _view(size, backbone, config.learning, settings), _protocol(config), settings)
     masks = open_labelled(data, config.test, open_masks, **options)
     size = config.image_size or _size(masks[0].data.sizes, largest)
-    return Segmentation(*masks, settings, size, _view(size, backbone, config.learning))
+    return Segmentation(*masks, size, _view(size, backbone, config.learning, settings), _protocol(config), settings)
 
 
 def describe(
     folder: RunFolder,
     job: Job,
     backbone: Backbone,
-    data: str | Path,
     config: TrainConfig,
     settings: Settings,
     run: str,
@@ -185,8 +294,8 @@ def describe(
         "task": job.task,
         "run": run,
         "method": method,
-        "data": str(data),
-        "classes": list(job.train.data.classes),
+        "data": job.source,
+        "classes": list(job.classes),
         "image_size": job.image_size,
         "backbone": spec_to_json(backbone.spec),
         "model": asdict(settings),
@@ -202,14 +311,25 @@ def describe(
     folder.write_config(content)
 
 
-def _runs(config: TrainConfig) -> Iterator[tuple[float, int, bool]]:
-    """Yield (amount, seed, pretrained), cheap amounts first."""
-    seeds = config.seeds or (3 if config.labels else 1)
-    baselines = config.labels is not None if config.baselines is None else config.baselines
-    for amount in sorted(config.amounts):
+def _subsets(config: TrainConfig) -> Iterator[tuple[float | int, int]]:
+    """Yield (amount, seed), small fractions first, then small counts."""
+    seeds = config.seeds or (3 if config.curve else 1)
+    for amount in sorted(config.amounts, key=lambda amount: (isinstance(amount, int), amount)):
         for seed in range(config.seed, config.seed + seeds):
-            for pretrained in (True, False) if baselines else (True,):
-                yield amount, seed, pretrained
+            yield amount, seed
+
+
+def _starts(backbone: Backbone, job: Job, config: TrainConfig, method: str) -> dict[str, Backbone | None]:
+    """Return where the trainings start, by name; None is an untrained network."""
+    starts: dict[str, Backbone | None] = {method: backbone}
+    if config.imagenet is not None:
+        spec = backbone.spec
+        mean, std = (IMAGENET_MEAN, IMAGENET_STD) if spec.channels == 3 else (spec.mean, spec.std)
+        known = plan(spec.name, job.image_size, spec.channels, mean, std, pretrained=True)
+        starts["imagenet"] = load_pretrained(known, config.imagenet, flag="--imagenet")
+    if config.curve if config.baselines is None else config.baselines:
+        starts["scratch" if job.learns else "random"] = None
+    return starts
 
 
 def _protocol(config: TrainConfig) -> str:
@@ -222,8 +342,8 @@ def _size(sizes: Any, largest: int) -> int:
     return int(min(-(-longer // STEP) * STEP, largest))
 
 
-def _view(size: int, backbone: Backbone, config: LearnConfig) -> DenseView:
-    return DenseView(size, backbone.spec.mean, config.scale, config.hflip)
+def _view(size: int, backbone: Backbone, config: LearnConfig, settings: DenseConfig) -> DenseView:
+    return DenseView(size, backbone.spec.mean, settings.scale, config.hflip)
 
 
 def _words(problem: Any) -> str:

@@ -24,7 +24,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP
 
 from selfsight.backbones import Backbone
 from selfsight.errors import SelfsightError
-from selfsight.tasks.dense import DECODER_GROUPS, DenseModel
+from selfsight.tasks.model import DECODER_GROUPS, TaskModel
 
 Kind = Literal["fcos", "retinanet", "fasterrcnn"]
 Boxes = dict[str, Tensor]
@@ -40,7 +40,7 @@ ASPECTS = (0.5, 1.0, 2.0)
 """Height / width of anchors."""
 
 
-class Detector(DenseModel):
+class Detector(TaskModel):
     """Boxes, classes and scores of the objects in images of one size, (B, C, S, S) in [0, 1].
 
     The backbone's maps feed a feature pyramid (Lin et al. 2017), which goes on with coarser levels until the coarsest

@@ -1,9 +1,11 @@
-"""What a trainer must know of detection and of segmentation: models, examples, losses and scores, one class each."""
+"""What a trainer must know of a task, and of detection and segmentation: models, examples, losses and scores."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -12,90 +14,216 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from selfsight.backbones import Backbone
-from selfsight.data import BoxSet, MaskSet
+from selfsight.data import BoxSet, MaskSet, few_images
+from selfsight.data.annotations import Problem
 from selfsight.data.mask_files import IGNORE
+from selfsight.errors import SelfsightError
 from selfsight.evaluate.features import evaluating
+from selfsight.pictures import in_colour, save_pictures, spread
 from selfsight.progress import track
 from selfsight.tasks.augment import DenseView, Placement, Target, whole
-from selfsight.tasks.dense import DenseModel
 from selfsight.tasks.detection import Boxes, Detector, Kind, mean_average_precision
-from selfsight.tasks.labelled import Labelled, scaled
+from selfsight.tasks.labelled import Labelled, scaled, spare
+from selfsight.tasks.model import TaskModel
+from selfsight.tasks.overlay import painted, palette
 from selfsight.tasks.segmentation import Decoder, Segmenter, segmentation_loss, segmentation_scores
 
+T = TypeVar("T", BoxSet, MaskSet)
 Scores = dict[str, float]
-WIDTH = 96
-"""Channels where the settings leave them open: those that suit a CPU."""
+WIDTH, GPU_WIDTH = 96, 256
+"""Channels where the settings leave them open: those that suit a CPU, and the papers'."""
+SHOWN = 6
+"""So many test images are drawn."""
+DRAWN = 0.3
+"""Boxes of a lower score are not drawn."""
 
 
 class Job(Protocol):
-    """One task on one pair of data sets."""
+    """One task on one pair of data sets. `part` is 'train' or 'test'; training rows and test rows are of either."""
 
     task: ClassVar[str]
-    metric: ClassVar[str]
-    """Of the scores, the one that chooses the best weights and is drawn as a curve."""
+
+    @property
+    def metric(self) -> str:
+        """Of the scores, the one that chooses the best weights and is drawn as a curve."""
+
+    @property
+    def protocol(self) -> str:
+        """How the backbone is used, as results call it."""
+
+    @property
+    def learns(self) -> bool:
+        """Whether weights are trained by gradient steps; a kNN classifier needs none."""
 
     @property
     def image_size(self) -> int:
         """Height and width of the views in pixels."""
 
     @property
-    def train(self) -> Labelled[Any]:
-        """What to learn from: its part 'train'."""
+    def source(self) -> str:
+        """What the user passed as labelled images."""
 
     @property
-    def test(self) -> Labelled[Any]:
-        """What to test on: its part 'test'."""
+    def classes(self) -> Sequence[str]:
+        """Names."""
 
-    def model(self, backbone: Backbone) -> DenseModel:
-        """Return a fresh head on this backbone."""
+    @property
+    def problems(self) -> Sequence[Problem]:
+        """Labels or images that were wrong."""
+
+    def rows(self, part: str) -> NDArray[np.int64]:
+        """Return the labelled rows of a part."""
+
+    def few(self, amount: float | int, seed: int) -> NDArray[np.int64]:
+        """Return the training rows whose labels may be used: a fraction of them, or so many a class."""
+
+    def spare(self, rows: NDArray[np.int64], share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the rows to train on, and about this share of `rows` to validate on, or none if these are few."""
+
+    def model(self, backbone: Backbone, rows: NDArray[np.int64] | None = None) -> TaskModel:
+        """Return a head on this backbone, fresh or fitted to the labels of these training rows."""
 
     def example(self, row: int) -> tuple[Tensor, Target]:
-        """Return a random view (C, S, S) in [0, 1] of a training image, and what it shows."""
+        """Return a training image as `loss` takes it, and what it shows."""
 
-    def loss(self, model: DenseModel, images: Tensor, targets: list[Target]) -> Tensor:
-        """Return the loss of a batch (B, C, S, S)."""
+    def loss(self, model: TaskModel, images: Tensor, targets: list[Target]) -> Tensor:
+        """Return the loss of a batch of examples."""
 
-    def scores(self, model: DenseModel, labelled: Labelled[Any], rows: NDArray[np.int64]) -> Scores:
+    def scores(self, model: TaskModel, part: str, rows: NDArray[np.int64]) -> Scores:
         """Return how good the model is on these images, each number 0 to 1."""
+
+    def calibrate(self, model: TaskModel, rows: NDArray[np.int64]) -> None:
+        """Make the model's confidences honest on training rows that it has not learned from."""
+
+    def illustrate(self, model: TaskModel, folder: Path) -> None:
+        """Write pictures of how the model does on the test images to this folder, as `save_pictures` does."""
 
 
 @dataclass(frozen=True)
-class DetectionConfig:
+class DenseConfig:
+    """What the settings of detectors and of segmenters have in common."""
+
+    width: int | None = None
+    """Channels of the feature pyramid or decoder, a multiple of 32; by default 96 on a CPU, 256 on a GPU."""
+    scale: tuple[float, float] = (0.5, 1.5)
+    """How large training views show the images, 1 with the longer side as long as the view."""
+
+    def fit_to(self, device: torch.device) -> Self:
+        """Return the settings with the width that suits the device."""
+        return replace(self, width=self.width or (GPU_WIDTH if device.type == "cuda" else WIDTH))
+
+
+@dataclass(frozen=True)
+class DetectionConfig(DenseConfig):
     """The detector."""
 
     kind: Kind = "fcos"
     """torchvision's fcos, retinanet or fasterrcnn."""
-    width: int | None = None
-    """Channels of the feature pyramid, a multiple of 32; by default 96 on a CPU and 256, the papers', on a GPU."""
     finest: int = 8
     """About the stride of the finest level in pixels: a few times smaller than the smallest object of interest."""
 
 
 @dataclass(frozen=True)
-class SegmentationConfig:
+class SegmentationConfig(DenseConfig):
     """The segmenter."""
 
     decoder: Decoder | None = None
     """unet, fpn, dpt or linear, which is a frozen backbone's cheap probe; by default dpt for ViTs, else unet."""
-    width: int | None = None
-    """Channels of fpn and dpt, a multiple of 32; by default 96 on a CPU and 256 on a GPU."""
 
 
 @dataclass(frozen=True)
-class Detection:
-    """Boxes: FCOS or a sibling, COCO's average precision in pixels of the original images."""
+class Dense(ABC, Generic[T]):
+    """What detection and segmentation have in common: labels drawn in the images."""
 
-    train: Labelled[BoxSet]
-    test: Labelled[BoxSet]
-    config: DetectionConfig
+    train: Labelled[T]
+    test: Labelled[T]
     image_size: int
     view: DenseView
+    protocol: str
+    learns: ClassVar[bool] = True
+    task: ClassVar[str]
+    key: ClassVar[str]
+    """What the pictures' colours or boxes mean."""
+
+    @property
+    def source(self) -> str:
+        """What the user passed as labelled images."""
+        return self.train.data.source
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Names."""
+        return self.train.data.classes
+
+    @property
+    def problems(self) -> list[Problem]:
+        """Labels or images that were wrong."""
+        return [*self.train.data.problems, *(self.test.data.problems if self.test is not self.train else ())]
+
+    @abstractmethod
+    def truth(self, row: int) -> tuple[Tensor, Any]:
+        """Return a test image, whole in a square (C, S, S), and its labels there."""
+
+    @abstractmethod
+    def shown(self, answer: Any) -> Any:
+        """Return what is drawn of the model's answer for a square."""
+
+    def part(self, name: str) -> Labelled[T]:
+        """Return the 'train' or the 'test' images."""
+        return self.train if name == "train" else self.test
+
+    def rows(self, part: str) -> NDArray[np.int64]:
+        """Return the rows of a part whose images could be decoded."""
+        return self.part(part).rows(part)
+
+    def few(self, amount: float | int, seed: int) -> NDArray[np.int64]:
+        """Return the training rows whose labels may be used; SelfsightError for a count a class."""
+        if isinstance(amount, int):
+            raise SelfsightError("--per-class: for classification only; use --labels with fractions of the images")
+        rows = few_images(self.train.data, amount, seed)
+        return rows[self.train.place[rows] >= 0]
+
+    def spare(self, rows: NDArray[np.int64], share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the rows to train on, and about this share of `rows` to validate on, or none if these are few."""
+        return spare(rows, share, seed)
+
+    def calibrate(self, model: TaskModel, rows: NDArray[np.int64]) -> None:
+        """Leave the scores of boxes and pixels as they are."""
+
+    def illustrate(self, model: TaskModel, folder: Path) -> None:
+        """Draw some test images with their labels, and with what the model finds."""
+        rows = spread(self.rows("test"), SHOWN)
+        colours = palette(len(self.classes), first_is_background=self.task == "segmentation")
+        views: list[Tensor] = []
+        answers: list[Any] = []
+        for row in rows:
+            view, labels = self.truth(int(row))
+            views.append(view)
+            answers.append(labels)
+        with evaluating(model):
+            found = model(torch.stack(views).to(next(model.parameters()).device))
+        answers += [self.shown(answer) for answer in found]
+        size = (self.image_size, self.image_size)
+        tiles = [
+            painted((in_colour(view) * 255).round().to(torch.uint8), answer, size, self.classes, colours)
+            for answer, view in zip(answers, 2 * views, strict=True)
+        ]
+        sheet = torch.stack(tiles).view(2, len(rows), 3, *size).float() / 255
+        save_pictures(folder, {f"Test images: the labels above, what the model found below ({self.key})": sheet})
+
+
+@dataclass(frozen=True)
+class Detection(Dense[BoxSet]):
+    """Boxes: FCOS or a sibling, COCO's average precision in pixels of the original images."""
+
+    config: DetectionConfig
     task: ClassVar[str] = "detection"
     metric: ClassVar[str] = "map_50"
+    key: ClassVar[str] = "boxes of a score of 0.3 or more"
 
-    def model(self, backbone: Backbone) -> Detector:
+    def model(self, backbone: Backbone, rows: NDArray[np.int64] | None = None) -> Detector:
         """Return a fresh detector on this backbone."""
-        c, classes = self.config, len(self.train.data.classes)
+        c, classes = self.config, len(self.classes)
         return Detector(backbone, classes, self.image_size, c.kind, width=c.width or WIDTH, finest=c.finest)
 
     def example(self, row: int) -> tuple[Tensor, Target]:
@@ -109,12 +237,28 @@ class Detection:
         }
         return self.view(image, target)
 
-    def loss(self, model: DenseModel, images: Tensor, targets: list[Target]) -> Tensor:
+    def truth(self, row: int) -> tuple[Tensor, Target]:
+        """Return a test image, whole in a square (C, S, S), its boxes there and their classes."""
+        image, (labels, boxes) = self.test.pixels(row), (self.test.data.labels[row], self.test.data.boxes[row])
+        shape = (image.shape[1], image.shape[2])
+        placed = tv_tensors.BoundingBoxes(
+            torch.from_numpy(boxes) * scaled(self.test.data, row, shape), format="XYXY", canvas_size=shape
+        )
+        view, seen, _ = whole(image, {"boxes": placed}, self.image_size, self.view.mean)
+        return view, {**seen, "labels": torch.from_numpy(self.test.classes[labels])}
+
+    def shown(self, answer: Boxes) -> Boxes:
+        """Return what is drawn of the model's answer."""
+        return {name: values[answer["scores"] >= DRAWN].float().cpu() for name, values in answer.items()} | {
+            "labels": answer["labels"][answer["scores"] >= DRAWN].cpu()
+        }
+
+    def loss(self, model: TaskModel, images: Tensor, targets: list[Target]) -> Tensor:
         """Return the sum of the detector's losses."""
         losses: dict[str, Tensor] = model(images, targets)
         return torch.stack(list(losses.values())).sum()
 
-    def found(self, model: DenseModel, labelled: Labelled[BoxSet], rows: NDArray[np.int64]) -> Iterator[Boxes]:
+    def found(self, model: TaskModel, labelled: Labelled[BoxSet], rows: NDArray[np.int64]) -> Iterator[Boxes]:
         """Yield what is found in each image, in its original pixels, on the CPU."""
         for answers, placements in answered(model, labelled, rows, self.image_size):
             for answer, placement in zip(answers, placements, strict=True):
@@ -125,8 +269,9 @@ class Detection:
                     "labels": answer["labels"].cpu(),
                 }
 
-    def scores(self, model: DenseModel, labelled: Labelled[BoxSet], rows: NDArray[np.int64]) -> Scores:
+    def scores(self, model: TaskModel, part: str, rows: NDArray[np.int64]) -> Scores:
         """Return map, map_50 and mar_100."""
+        labelled = self.part(part)
         data = labelled.data
         truth = [
             {
@@ -135,25 +280,22 @@ class Detection:
             }
             for row in rows
         ]
-        measured = mean_average_precision(list(self.found(model, labelled, rows)), truth, self.train.data.classes)
+        measured = mean_average_precision(list(self.found(model, labelled, rows)), truth, self.classes)
         return {"map_50": measured["map_50"], "map": measured["map"], "mar_100": measured["mar_100"]}
 
 
 @dataclass(frozen=True)
-class Segmentation:
+class Segmentation(Dense[MaskSet]):
     """Classes of pixels: U-Net or a sibling, mean Dice and intersection over union at the original size."""
 
-    train: Labelled[MaskSet]
-    test: Labelled[MaskSet]
     config: SegmentationConfig
-    image_size: int
-    view: DenseView
     task: ClassVar[str] = "segmentation"
     metric: ClassVar[str] = "miou"
+    key: ClassVar[str] = "one colour a class"
 
-    def model(self, backbone: Backbone) -> Segmenter:
+    def model(self, backbone: Backbone, rows: NDArray[np.int64] | None = None) -> Segmenter:
         """Return a fresh segmenter on this backbone."""
-        return Segmenter(backbone, len(self.train.data.classes), self.config.decoder, width=self.config.width or WIDTH)
+        return Segmenter(backbone, len(self.classes), self.config.decoder, width=self.config.width or WIDTH)
 
     def example(self, row: int) -> tuple[Tensor, Target]:
         """Return a random view of a training image and its mask."""
@@ -162,29 +304,46 @@ class Segmentation:
         mask = torch.nn.functional.interpolate(mask, image.shape[1:], mode="nearest-exact")[0, 0]
         return self.view(image, {"mask": tv_tensors.Mask(mask)})
 
-    def loss(self, model: DenseModel, images: Tensor, targets: list[Target]) -> Tensor:
+    def truth(self, row: int) -> tuple[Tensor, Tensor]:
+        """Return a test image, whole in a square (C, S, S), and the classes (S, S) of its pixels."""
+        image, mask = self.test.pixels(row), torch.from_numpy(self.number(self.test)[self.test.data.load_mask(row)])
+        small = torch.nn.functional.interpolate(mask[None, None].float(), image.shape[1:], mode="nearest-exact")
+        target = {"mask": tv_tensors.Mask(small[0, 0].to(torch.uint8))}
+        view, seen, _ = whole(image, target, self.image_size, self.view.mean)
+        return view, seen["mask"]
+
+    def shown(self, answer: Tensor) -> Tensor:
+        """Return what is drawn of the model's answer: the classes (S, S)."""
+        return answer.argmax(0).cpu()
+
+    def number(self, labelled: Labelled[MaskSet]) -> NDArray[np.int64]:
+        """Return (256,) the training set's class of each value in the masks of a set, 255 for what doesn't count."""
+        number = np.full(256, IGNORE)
+        number[: len(labelled.classes)] = labelled.classes
+        return number
+
+    def loss(self, model: TaskModel, images: Tensor, targets: list[Target]) -> Tensor:
         """Return cross entropy plus Dice loss."""
         return segmentation_loss(model(images), torch.stack([target["mask"] for target in targets]))
 
-    def found(self, model: DenseModel, labelled: Labelled[MaskSet], rows: NDArray[np.int64]) -> Iterator[Tensor]:
+    def found(self, model: TaskModel, labelled: Labelled[MaskSet], rows: NDArray[np.int64]) -> Iterator[Tensor]:
         """Yield the class of each pixel of each image, (H, W) int64 at its original size, on the CPU."""
         for answers, placements in answered(model, labelled, rows, self.image_size):
             for answer, placement in zip(answers, placements, strict=True):
                 yield placement.maps_back(answer.float()).argmax(0).cpu()
 
-    def scores(self, model: DenseModel, labelled: Labelled[MaskSet], rows: NDArray[np.int64]) -> Scores:
+    def scores(self, model: TaskModel, part: str, rows: NDArray[np.int64]) -> Scores:
         """Return miou, dice and pixel accuracy, and Dice of each class as dice:NAME."""
-        number = np.full(256, IGNORE)
-        number[: len(labelled.classes)] = labelled.classes
+        labelled = self.part(part)
+        number = self.number(labelled)
         truth = (torch.from_numpy(number[labelled.data.load_mask(row)]) for row in rows)
-        names = self.train.data.classes
-        measured = segmentation_scores(self.found(model, labelled, rows), truth, names)
+        measured = segmentation_scores(self.found(model, labelled, rows), truth, self.classes)
         each = {f"dice:{name}": value for name, value in measured["dice_per_class"].items()}
         return {"miou": measured["miou"], "dice": measured["dice"], "accuracy": measured["accuracy"], **each}
 
 
 def answered(
-    model: DenseModel, labelled: Labelled[Any], rows: NDArray[np.int64], size: int, batch_size: int = 16
+    model: TaskModel, labelled: Labelled[Any], rows: NDArray[np.int64], size: int, batch_size: int = 16
 ) -> Iterator[tuple[Sequence[Any], list[Placement]]]:
     """Yield the model's answers for each batch of images, whole in squares of `size` pixels, and the ways back.
 

@@ -14,6 +14,8 @@ from selfsight.data import BoxSet, ImageSet, MaskSet, open_images
 from selfsight.data.annotations import Annotated
 from selfsight.errors import SelfsightError
 
+ENOUGH = 50
+"""With fewer labelled images none is spared for validation: the last weights are kept."""
 T = TypeVar("T", BoxSet, MaskSet)
 Open = Callable[..., T]
 
@@ -94,3 +96,10 @@ def scaled(data: Annotated, row: int, shape: tuple[int, int]) -> Tensor:
     width, height = data.sizes[row].tolist()
     x, y = shape[1] / width, shape[0] / height
     return torch.tensor([x, y, x, y], dtype=torch.float32)
+
+
+def spare(rows: NDArray[np.int64], share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the rows but a seeded share of them, and that share; none is spared where there are fewer than ENOUGH."""
+    spared = round(share * len(rows)) if len(rows) >= ENOUGH else 0
+    order = np.random.default_rng([seed, 1]).permutation(rows)
+    return np.sort(order[spared:]), np.sort(order[:spared])

@@ -7,13 +7,14 @@ import itertools
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import lightning as L
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from timm.optim._param_groups import param_groups_layer_decay
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -23,14 +24,14 @@ from selfsight.nn import fast_bf16
 from selfsight.progress import bar, say
 from selfsight.run import RunFolder
 from selfsight.tasks.augment import Target
-from selfsight.tasks.dense import DenseModel
 from selfsight.tasks.jobs import Job
+from selfsight.tasks.model import TaskModel
 from selfsight.watch import Keeper, quiet_lightning
 
 RATE_BATCH = 256
 """The batch for which `optim.rate` takes a rate as it is; the rates here are those of any batch."""
-ENOUGH = 50
-"""With fewer labelled images none is spared for validation: the last weights are kept."""
+VIT_DECAY = 0.75
+"""A pretrained ViT's decay of the rate from block to block (Bao et al. 2022, "BEiT")."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,11 @@ class LearnConfig:
     """Largest norm of the gradient; 0 is no limit."""
     frozen: bool = False
     """Leave the backbone as it is and train only what stands on it."""
+    layer_decay: float | None = None
+    """A pretrained backbone's rate falls by this factor from block to block, from the last to the first: what the first
+    see is the same in every task. By default 0.75 for ViTs, as is usual since BEiT, and 1 for all others."""
     hflip: bool = True
     """Mirror half of the training views; not where left and right mean something."""
-    scale: tuple[float, float] = (0.5, 1.5)
-    """How large training views show the images, 1 with the longer side as long as the view."""
     validation: float = 0.2
     """Share of the labelled images that choose the best weights, where there are 50 or more; 0 keeps the last."""
     checks: int = 5
@@ -91,8 +93,9 @@ class LearnConfig:
 
 def learn(
     job: Job,
-    model: DenseModel,
+    model: TaskModel,
     rows: NDArray[np.int64],
+    validated: NDArray[np.int64],
     config: LearnConfig,
     run: RunFolder,
     *,
@@ -102,11 +105,11 @@ def learn(
 ) -> None:
     """Train the model on these rows in place, from the run's last checkpoint if there is one.
 
-    Of `rows` a seeded share validates, if there are enough: then the best weights by the job's metric are kept.
+    With rows to validate on the best weights by the job's metric are kept, else the last.
 
     Raises SelfsightError where the loss is not finite, StoppedError after Ctrl-C.
     """
-    learner = Learner(job, model, rows, config, run, pretrained, seed)
+    learner = Learner(job, model, rows, validated, config, run, pretrained, seed)
     bf16 = config.precision == "bf16" or (config.precision == "auto" and fast_bf16(device))
     with quiet_lightning():
         trainer = L.Trainer(
@@ -138,8 +141,9 @@ class Learner(L.LightningModule):
     def __init__(
         self,
         job: Job,
-        model: DenseModel,
+        model: TaskModel,
         rows: NDArray[np.int64],
+        validated: NDArray[np.int64],
         config: LearnConfig,
         run: RunFolder,
         pretrained: bool,
@@ -147,11 +151,8 @@ class Learner(L.LightningModule):
     ) -> None:
         super().__init__()
         self.job, self.model, self.config, self.run = job, model, config, run
-        self.pretrained, self.seed = pretrained, seed
-        spared = round(config.validation * len(rows)) if len(rows) >= ENOUGH else 0
-        order = np.random.default_rng([seed, 1]).permutation(rows)
-        self.validated, self.trained = np.sort(order[:spared]), np.sort(order[spared:])
-        self.total = config.steps(len(self.trained))
+        self.rows, self.validated, self.pretrained, self.seed = rows, validated, pretrained, seed
+        self.total = config.steps(len(rows))
         self.steps, self.seconds, self.progress, self.value = 0, 0.0, 0.0, -math.inf
         self.best: dict[str, Tensor] | None = None
         self.loss_sum, self.loss_count = 0.0, 0
@@ -159,12 +160,22 @@ class Learner(L.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return AdamW over the backbone and what stands on it; each group knows its own peak rate."""
-        c = self.config
-        rates = (c.lr, c.head_lr) if self.pretrained else (c.scratch_lr, c.scratch_lr)
-        groups: list[dict[str, Any]] = []
-        for part, lr in zip((self.model.backbone, self.model.head), rates, strict=True):
-            groups += [group | {"peak": lr} for group in optim.parameter_groups(part, c.weight_decay)]
-        return torch.optim.AdamW(groups, lr=c.head_lr, fused=True)
+        c, backbone = self.config, self.model.backbone
+        if not self.pretrained:
+            c = replace(c, lr=c.scratch_lr, head_lr=c.scratch_lr)
+        factor = c.layer_decay or (1.0 if backbone.hierarchical else VIT_DECAY)
+        factor = factor if self.pretrained else 1.0
+        groups: list[dict[str, Any]] = optim.parameter_groups(self.model.head, c.weight_decay)
+        peaks = [c.head_lr] * len(groups)
+        if factor == 1:
+            below = optim.parameter_groups(backbone, c.weight_decay)
+        else:
+            below = param_groups_layer_decay(backbone.model, c.weight_decay, layer_decay=factor)
+        groups += below
+        peaks += [c.lr * group.pop("lr_scale", 1.0) for group in below]
+        return torch.optim.AdamW(
+            [group | {"peak": peak} for group, peak in zip(groups, peaks, strict=True)], lr=c.head_lr, fused=True
+        )
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Limit the gradient's norm."""
@@ -175,7 +186,7 @@ class Learner(L.LightningModule):
         """Return the batches from where the run stands, without an end."""
         workers = (8 if self.device.type == "cuda" else 0) if self.config.workers is None else self.config.workers
         return DataLoader(
-            Examples(self.job, self.trained, self.seed),
+            Examples(self.job, self.rows, self.seed),
             batch_sampler=Batches(self.config.batch_size, self.steps),
             collate_fn=collate,
             num_workers=workers,
@@ -231,7 +242,7 @@ class Learner(L.LightningModule):
         self.loss_sum, self.loss_count = 0.0, 0
         words = ""
         if len(self.validated):
-            scores = self.job.scores(self.model, self.job.train, self.validated)
+            scores = self.job.scores(self.model, "train", self.validated)
             row |= scores
             value = scores[self.job.metric]
             words = f" · {self.job.metric} {value:.3f} on {len(self.validated)} validation images"
@@ -261,6 +272,7 @@ class Examples(Dataset[tuple[Tensor, Target]]):
 
     def __init__(self, job: Job, rows: NDArray[np.int64], seed: int) -> None:
         self.job, self.rows, self.seed = job, rows, seed
+        self.epoch, self.order = -1, rows
 
     def __getitem__(self, i: int) -> tuple[Tensor, Target]:
         with torch.random.fork_rng(devices=[]):
@@ -270,7 +282,9 @@ class Examples(Dataset[tuple[Tensor, Target]]):
     def row(self, i: int) -> int:
         """Return which image the i-th example is a view of."""
         epoch, at = divmod(i, len(self.rows))
-        return int(np.random.default_rng([self.seed, epoch]).permutation(self.rows)[at])
+        if epoch != self.epoch:
+            self.epoch, self.order = epoch, np.random.default_rng([self.seed, epoch]).permutation(self.rows)
+        return int(self.order[at])
 
 
 class Batches(Sampler[list[int]]):

@@ -1,30 +1,34 @@
-"""Use a trained detector or segmenter: predictions as COCO JSON or PNG masks, and overlays to look at."""
+"""Use a trained model: predictions as CSV, COCO JSON or PNG masks, and overlays to look at."""
 
-import colorsys
+import csv
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
+from safetensors import safe_open
 from torch import Tensor
-from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-from selfsight.backbones import create, spec_from_json
-from selfsight.data import ImageSet, open_images
+from selfsight.backbones import Backbone, create, spec_from_json
+from selfsight.data import ImageSet, in_order, open_images
+from selfsight.data.augment import whole as squares
 from selfsight.data.decode import BadImageError, read_size
 from selfsight.errors import SelfsightError
 from selfsight.evaluate.features import evaluating
+from selfsight.evaluate.finetune import LinearHead
 from selfsight.progress import track
 from selfsight.run import RunFolder, replace_file
 from selfsight.tasks.augment import whole
-from selfsight.tasks.dense import DenseModel
+from selfsight.tasks.classifier import Classifier, KnnHead
 from selfsight.tasks.detection import Boxes, Detector
+from selfsight.tasks.model import TaskModel
+from selfsight.tasks.overlay import overlay, palette, with_legend
 from selfsight.tasks.segmentation import Segmenter
 
 LONGEST = 1600
@@ -38,33 +42,42 @@ class PredictConfig:
     out: Path = Path("predictions")
     """Folder of the predictions."""
     overlays: bool = True
-    """Also draw each image with its boxes or coloured masks."""
-    score: float = 0.3
-    """Boxes of a lower score are neither written nor drawn, 0 to 1."""
+    """Also draw each image with its class, its boxes or its coloured masks."""
+    score: float | None = None
+    """Boxes of a lower score are neither written nor drawn, by default 0.3; where images have several classes, so are
+    classes of a lower confidence, by default 0.5."""
     batch_size: int = 16
     """Images at a time; halved by itself where a GPU has too little memory."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """A trained detector or segmenter and how to use it."""
+    """A trained model and how to use it."""
 
     task: str
-    model: DenseModel
+    model: TaskModel
     classes: list[str]
     image_size: int
+    separator: str | None = None
+    """Of a classifier: what stands between the classes of an image that may have several."""
 
-    def answer(self, images: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[Any]:
-        """Return what is found in images (C, H, W) uint8, in pixels of originals of these sizes (width, height).
+    def answer(self, images: ImageSet, rows: NDArray[np.int64]) -> list[Any]:
+        """Return what is found in each of these images, in pixels of the originals.
 
-        A dict of boxes, scores and labels each, or the classes (H, W) int64.
+        Confidences (K,) of the classes; a dict of boxes, scores and labels; or the classes (H, W) int64 of the pixels.
         """
         spec, device = self.model.backbone.spec, next(self.model.parameters()).device
-        placed = [whole(image, {}, self.image_size, spec.mean) for image in images]
+        if self.task == "classification":
+            (batch,) = in_order(images, rows, len(rows), device)
+            with evaluating(self.model):
+                logits = self.model(squares(batch, self.image_size)).float().cpu()
+            return list(logits.softmax(1) if self.separator is None else logits.sigmoid())
+        placed = [whole(images.in_shape(int(row)), {}, self.image_size, spec.mean) for row in rows]
         with evaluating(self.model):
-            answers = self.model(torch.stack([view for view, _, _ in placed]).to(device))
+            found = self.model(torch.stack([view for view, _, _ in placed]).to(device))
             out: list[Any] = []
-            for answer, (_, _, placement), (width, height) in zip(answers, placed, sizes, strict=True):
+            for answer, (_, _, placement), row in zip(found, placed, rows, strict=True):
+                width, height = _size(images, int(row))
                 back = replace(placement, width=width, height=height)
                 if self.task == "detection":
                     boxes = back.boxes_back(answer["boxes"].float().cpu())
@@ -75,27 +88,39 @@ class Model:
 
 
 def load_model(path: str | Path) -> Model:
-    """Load what `selfsight train detection` or `segmentation` wrote.
+    """Load what `selfsight train` wrote.
 
     Raises SelfsightError where there is none, or where it has not finished.
     """
     folder = RunFolder(Path(path))
     config = folder.config()
-    if config.get("task") not in ("detection", "segmentation"):
-        raise SelfsightError(f"{path}: holds no detector or segmenter; make one with `selfsight train`")
+    task = config.get("task")
+    if task not in ("classification", "detection", "segmentation"):
+        raise SelfsightError(f"{path}: holds no model for a task; make one with `selfsight train`")
     if not folder.method_file.exists():
         raise SelfsightError(f"{path}: not finished; run the same `selfsight train` again, it goes on")
     backbone = create(spec_from_json(config["backbone"]))
     classes, size, chosen = config["classes"], config["image_size"], config["model"]
-    width = chosen["width"]
-    model: DenseModel
-    if config["task"] == "detection":
+    model: TaskModel
+    if task == "classification":
+        model = classifier(backbone, len(classes), chosen, folder.method_file)
+    elif task == "detection":
+        width = chosen["width"]
         model = Detector(backbone, len(classes), size, chosen["kind"], width=width, finest=chosen["finest"])
     else:
-        model = Segmenter(backbone, len(classes), chosen["decoder"], width=width)
+        model = Segmenter(backbone, len(classes), chosen["decoder"], width=chosen["width"])
     folder.load_method(model)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Model(config["task"], model.to(device).eval(), classes, size)
+    return Model(task, model.to(device).eval(), classes, size, chosen.get("separator"))
+
+
+def classifier(backbone: Backbone, classes: int, chosen: dict[str, Any], weights: Path) -> Classifier:
+    """Return a classifier of the settings `chosen` for the weights in this file, which are not loaded yet."""
+    if chosen["head"] != "knn":
+        return Classifier(backbone, LinearHead(backbone.dim, classes))
+    with safe_open(weights, "pt") as file:
+        bank, targets = (file.get_tensor(f"head.{name}") for name in ("bank", "targets"))
+    return Classifier(backbone, KnnHead(bank, targets, chosen["separator"] is not None))
 
 
 def predict(path: str | Path, data: str, config: PredictConfig) -> dict[str, Any]:
@@ -106,83 +131,146 @@ def predict(path: str | Path, data: str, config: PredictConfig) -> dict[str, Any
     model = load_model(path)
     images = open_images(_paths(data), image_size=model.image_size, channels=model.model.backbone.spec.channels)
     config.out.mkdir(parents=True, exist_ok=True)
-    coco: dict[str, Any] = {
-        "images": [],
-        "annotations": [],
-        "categories": [{"id": i, "name": name} for i, name in enumerate(model.classes, 1)],
-    }
-    colours = palette(len(model.classes), first_is_background=model.task == "segmentation")
+    writer: Writer = WRITERS[model.task](model, config)
     answers = _answers(model, images, config.batch_size)
-    for row, answer, size, pixels in track(answers, "predict", "images", len(images)):
-        name = images.names[row]
-        coco["images"].append({"id": row + 1, "file_name": name, "width": size[0], "height": size[1]})
-        if model.task == "detection":
-            answer = {k: v[answer["scores"] >= config.score] for k, v in answer.items()}
-            _add(coco, answer, row + 1)
-        else:
-            mask = Image.fromarray(answer.numpy().astype(np.uint8))
-            mask.putpalette([value for colour in colours for value in colour])
-            _save(mask, config.out / "masks" / Path(name).with_suffix(".png"))
+    for row, answer in track(answers, "predict", "images", len(images)):
+        size = (0, 0) if model.task == "classification" else _size(images, row)
+        kept = writer.add(images.names[row], answer, size)
         if config.overlays:
-            shown = _shown(images, row, pixels)
-            _save(overlay(shown, answer, size, model.classes, colours), config.out / "overlays" / _png(name))
-    written: dict[str, Any] = {"images": len(images), "skipped": len(images.skipped), "out": str(config.out)}
-    if model.task == "detection":
-        target = config.out / "predictions.json"
-        replace_file(target, lambda p: p.write_text(json.dumps(coco)))
-        written |= {"predictions": str(target), "boxes": len(coco["annotations"])}
-    return written
+            _save(writer.overlay(_shown(images, row), kept, size), config.out / "overlays" / _png(images.names[row]))
+    written = {"images": len(images), "skipped": len(images.skipped), "out": str(config.out)}
+    return written | writer.finish()
 
 
-def overlay(
-    image: Tensor, answer: Any, size: tuple[int, int], classes: Sequence[str], colours: Sequence[tuple[int, int, int]]
-) -> Image.Image:
-    """Return an image (3, H, W) uint8 with boxes, classes and scores on it, or with its classes coloured and a legend.
+class Writer(Protocol):
+    """Takes what was found, image by image, and writes it."""
 
-    `answer` is in pixels of the original of `size` (width, height).
-    """
-    height, width = image.shape[1:]
-    if isinstance(answer, dict):
-        boxes = answer["boxes"] * torch.tensor([width / size[0], height / size[1]] * 2)
-        labels = [
-            f"{classes[k]} {score:.0%}" for k, score in zip(answer["labels"], answer["scores"].tolist(), strict=True)
-        ]
-        chosen = [colours[k] for k in answer["labels"]]
-        if len(boxes):
-            image = draw_bounding_boxes(image, boxes, labels, chosen, width=max(1, min(height, width) // 150))
-        return Image.fromarray(image.permute(1, 2, 0).numpy())
-    shown = torch.nn.functional.interpolate(answer[None, None].float(), (height, width), mode="nearest-exact")[0, 0]
-    present = [k for k in range(1, len(classes)) if bool((shown == k).any())]
-    if present:
-        masks = torch.stack([shown == k for k in present])
-        image = draw_segmentation_masks(image, masks, 0.5, [colours[k] for k in present])
-    picture = Image.fromarray(image.permute(1, 2, 0).numpy())
-    return _with_legend(picture, [(classes[k], colours[k]) for k in present])
+    def add(self, name: str, answer: Any, size: tuple[int, int]) -> Any:
+        """Take the answer for an image of `size` (width, height); return what is kept of it."""
+
+    def overlay(self, image: Tensor, kept: Any, size: tuple[int, int]) -> Image.Image:
+        """Return the image (3, H, W) uint8 with what was kept drawn on it."""
+
+    def finish(self) -> dict[str, Any]:
+        """Write what remains; return what there is."""
 
 
-def palette(count: int, first_is_background: bool) -> list[tuple[int, int, int]]:
-    """Return so many colours (red, green, blue) that can be told apart; the background is black."""
-    golden = 0.618034  # turns of the hue: neighbours in number are far apart in colour
-    colours = [tuple(round(255 * c) for c in colorsys.hsv_to_rgb(k * golden % 1, 0.75, 0.95)) for k in range(count)]
-    return [(0, 0, 0), *colours[: count - 1]] if first_is_background else colours  # type: ignore[return-value,list-item]
+class ClassWriter:
+    """predictions.csv: path, class, its confidence, and the confidence of every class."""
+
+    def __init__(self, model: Model, config: PredictConfig) -> None:
+        self.model, self.out = model, config.out
+        self.score = 0.5 if config.score is None else config.score
+        self.lines: list[list[str]] = []
+
+    def add(self, name: str, answer: Tensor, size: tuple[int, int]) -> list[tuple[str, float]]:
+        """Take the confidences (K,) of an image; return the classes that it has, the surest first."""
+        order = answer.argsort(descending=True).tolist()
+        several = self.model.separator is not None
+        chosen = [k for k in order if answer[k] >= self.score] if several else order[:1]
+        classes = (self.model.separator or "").join(self.model.classes[k] for k in chosen)
+        best = f"{float(answer[order[0]]):.4f}"
+        self.lines.append([name, classes, best, *(f"{value:.4f}" for value in answer.tolist())])
+        return [(self.model.classes[k], float(answer[k])) for k in chosen]
+
+    def overlay(self, image: Tensor, kept: list[tuple[str, float]], size: tuple[int, int]) -> Image.Image:
+        """Return the image (3, H, W) uint8 with its classes and their confidences under it."""
+        picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+        least = 160  # pixels: the words of a smaller picture could not be read
+        if picture.width < least:
+            picture = picture.resize((least, round(picture.height * least / picture.width)), Image.Resampling.NEAREST)
+        return with_legend(picture, [(f"{name} {share:.0%}", (31, 95, 191)) for name, share in kept])
+
+    def finish(self) -> dict[str, Any]:
+        """Write the file; return what it is."""
+        target = self.out / "predictions.csv"
+
+        def write(path: Path) -> None:
+            with path.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.writer(file)
+                writer.writerow(["path", "class", "confidence", *self.model.classes])
+                writer.writerows(self.lines)
+
+        replace_file(target, write)
+        return {"predictions": str(target)}
 
 
-def _answers(model: Model, images: ImageSet, batch_size: int) -> Iterator[tuple[int, Any, tuple[int, int], Tensor]]:
-    """Yield (row, answer, size, pixels) of each image; batches are halved where the GPU's memory is too small."""
+class BoxWriter:
+    """predictions.json, in COCO's format, with scores."""
+
+    def __init__(self, model: Model, config: PredictConfig) -> None:
+        self.classes, self.out = model.classes, config.out
+        self.score = 0.3 if config.score is None else config.score
+        self.colours = palette(len(model.classes), first_is_background=False)
+        self.coco: dict[str, Any] = {
+            "images": [],
+            "annotations": [],
+            "categories": [{"id": i, "name": name} for i, name in enumerate(model.classes, 1)],
+        }
+
+    def add(self, name: str, answer: Boxes, size: tuple[int, int]) -> Boxes:
+        """Take the boxes of an image; return those that are sure enough."""
+        number = len(self.coco["images"]) + 1
+        self.coco["images"].append({"id": number, "file_name": name, "width": size[0], "height": size[1]})
+        kept = {k: v[answer["scores"] >= self.score] for k, v in answer.items()}
+        _add(self.coco, kept, number)
+        return kept
+
+    def overlay(self, image: Tensor, kept: Boxes, size: tuple[int, int]) -> Image.Image:
+        """Return the image (3, H, W) uint8 with its boxes."""
+        return overlay(image, kept, size, self.classes, self.colours)
+
+    def finish(self) -> dict[str, Any]:
+        """Write the file; return what it is."""
+        target = self.out / "predictions.json"
+        replace_file(target, lambda p: p.write_text(json.dumps(self.coco)))
+        return {"predictions": str(target), "boxes": len(self.coco["annotations"])}
+
+
+class MaskWriter:
+    """masks/, PNGs of class numbers, in colour for who opens them."""
+
+    def __init__(self, model: Model, config: PredictConfig) -> None:
+        self.classes, self.out = model.classes, config.out
+        self.colours = palette(len(model.classes), first_is_background=True)
+
+    def add(self, name: str, answer: Tensor, size: tuple[int, int]) -> Tensor:
+        """Write the classes (H, W) of an image's pixels; return them."""
+        mask = Image.fromarray(answer.numpy().astype(np.uint8))
+        mask.putpalette([value for colour in self.colours for value in colour])
+        _save(mask, self.out / "masks" / Path(name).with_suffix(".png"))
+        return answer
+
+    def overlay(self, image: Tensor, kept: Tensor, size: tuple[int, int]) -> Image.Image:
+        """Return the image (3, H, W) uint8 with its classes in colour, and a legend."""
+        return overlay(image, kept, size, self.classes, self.colours)
+
+    def finish(self) -> dict[str, Any]:
+        """Return where the masks are."""
+        return {"masks": str(self.out / "masks")}
+
+
+WRITERS: dict[str, Callable[[Model, PredictConfig], Writer]] = {
+    "classification": ClassWriter,
+    "detection": BoxWriter,
+    "segmentation": MaskWriter,
+}
+
+
+def _answers(model: Model, images: ImageSet, batch_size: int) -> Iterator[tuple[int, Any]]:
+    """Yield (row, answer) of each image; batches are halved where the GPU's memory is too small."""
     pending: list[NDArray[np.int64]] = np.array_split(np.arange(len(images)), -(-len(images) // batch_size))
     while pending:
         part = pending.pop(0)
-        pixels = [images.in_shape(int(row)) for row in part]
-        sizes = [_size(images, int(row)) for row in part]
         try:
-            answers = model.answer(pixels, sizes)
+            answers = model.answer(images, part)
         except torch.cuda.OutOfMemoryError:
             if len(part) == 1:
                 raise
             torch.cuda.empty_cache()
             pending[:0] = np.array_split(part, 2)
             continue
-        yield from zip(part.tolist(), answers, sizes, pixels, strict=True)
+        yield from zip(part.tolist(), answers, strict=True)
 
 
 def _size(images: ImageSet, row: int) -> tuple[int, int]:
@@ -193,16 +281,18 @@ def _size(images: ImageSet, row: int) -> tuple[int, int]:
         raise SelfsightError(f"{images.files[row]}: {error}") from error
 
 
-def _shown(images: ImageSet, row: int, pixels: Tensor) -> Tensor:
+def _shown(images: ImageSet, row: int) -> Tensor:
     """Return the image as it is drawn on, (3, H, W) uint8: at most 1,600 pixels a side."""
-    assert images.files is not None
     try:
+        if images.files is None:
+            raise FileNotFoundError
         with Image.open(images.files[row]) as image:
             image.thumbnail((LONGEST, LONGEST))
             if image.mode == "RGB" and abs(image.width / image.height / float(images.aspect[row]) - 1) < 0.02:
                 return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
     except OSError:
         pass  # what the library reads and Pillow alone does not: the decoded pixels will do
+    pixels = images.in_shape(row)
     return pixels[:3] if len(pixels) >= 3 else pixels[:1].expand(3, -1, -1)
 
 
@@ -220,23 +310,6 @@ def _add(coco: dict[str, Any], found: Boxes, image: int) -> None:
                 "iscrowd": 0,
             }
         )
-
-
-def _with_legend(picture: Image.Image, entries: Sequence[tuple[str, tuple[int, int, int]]]) -> Image.Image:
-    """Return the picture with a strip under it that names the colours."""
-    if not entries:
-        return picture
-    size = max(11, picture.height // 25)
-    font = ImageFont.load_default(size)
-    strip = Image.new("RGB", (picture.width, picture.height + 2 * size), "white")
-    strip.paste(picture, (0, 0))
-    draw, x = ImageDraw.Draw(strip), size // 2
-    for name, colour in entries:
-        top = picture.height + size // 2
-        draw.rectangle((x, top, x + size, top + size), fill=colour)
-        draw.text((x + size * 1.3, top - size * 0.1), name, fill="black", font=font)
-        x += round(size * 2.2 + draw.textlength(name, font=font))
-    return strip
 
 
 def _paths(data: str) -> Any:

@@ -21,7 +21,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from selfsight.backbones import Backbone
 from selfsight.data.mask_files import IGNORE
 from selfsight.errors import SelfsightError
-from selfsight.tasks.dense import DECODER_GROUPS, DenseModel
+from selfsight.tasks.model import DECODER_GROUPS, TaskModel
 
 Decoder = Literal["unet", "fpn", "dpt", "linear"]
 
@@ -29,7 +29,7 @@ UNET_WIDTHS = (256, 128, 64, 32, 16)
 """Channels of a U-Net's last blocks, of the one at the image's size last."""
 
 
-class Segmenter(DenseModel):
+class Segmenter(TaskModel):
     """The class of each pixel of images (B, C, H, W) in [0, 1], of any height and width.
 
     `unet` and `fpn` stand on maps of several strides, `dpt` on those of a ViT. `linear` is a 1 x 1 convolution of the

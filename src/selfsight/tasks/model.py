@@ -1,4 +1,4 @@
-"""What detectors and segmenters share: a backbone, which may be frozen, and apart from it all that stands on it."""
+"""What classifiers, detectors and segmenters share: a backbone, which may be frozen, and apart from it its head."""
 
 from typing import Self
 
@@ -10,7 +10,7 @@ DECODER_GROUPS = 32
 """Groups of the group norms in torchvision's heads and smp's FPN: their widths are multiples of it."""
 
 
-class DenseModel(nn.Module):
+class TaskModel(nn.Module):
     """A backbone and a head, whose parameters a trainer gives rates of their own: `optim.build` takes either.
 
     The backbone itself is trained, not a copy of it.

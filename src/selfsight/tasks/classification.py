@@ -1,0 +1,337 @@
+"""Classification with few labels, one class an image or several: settings, data, and the job for the trainer.
+
+Zhang et al. 2018, "mixup: Beyond Empirical Risk Minimization"; Lee 2013, "Pseudo-Label: The Simple and Efficient
+Semi-Supervised Learning Method".
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from selfsight.backbones import Backbone
+from selfsight.data import ImageSet, few_images, few_labels, in_order, open_images, stratified_split
+from selfsight.data.annotations import Problem
+from selfsight.data.augment import View, whole
+from selfsight.data.images import Batch
+from selfsight.errors import SelfsightError
+from selfsight.evaluate.features import answers
+from selfsight.evaluate.finetune import LinearHead
+from selfsight.evaluate.linear import fit_probe
+from selfsight.pictures import save_pictures
+from selfsight.tasks.classifier import (
+    Classifier,
+    KnnHead,
+    best_temperature,
+    classification_scores,
+    fit_probes,
+    write_confusion,
+)
+from selfsight.tasks.labelled import ENOUGH, spare
+from selfsight.tasks.model import TaskModel
+
+Head = Literal["finetune", "linear", "knn"]
+Target = dict[str, Tensor]
+CALIBRATED_FROM = 50
+"""With fewer validation images confidences are left as they are: one wrong image would move them all."""
+MISTAKES = 8
+"""So many are drawn."""
+PSEUDO_SHARE = 0.75
+"""At most this share of a batch is pseudo-labelled on average: the true labels are repeated until they are the rest."""
+
+
+@dataclass(frozen=True)
+class ClassificationConfig:
+    """The classifier."""
+
+    head: Head = "finetune"
+    """finetune trains all weights, from the linear probe on; linear and knn leave the backbone as it is."""
+    separator: str | None = None
+    """What stands between the classes of an image that has several, | in 'cat|dog': multi-label. By default an image
+    has one class."""
+    mixup: float = 0.0
+    """Blend pairs of images and of their labels, by shares drawn from Beta(mixup, mixup); 0 is off."""
+    label_smoothing: float = 0.1
+    """Share of the target spread over all classes, 0 to 1."""
+    crop: float = 0.5
+    """Smallest share of an image's area that a training view shows, 0 to 1."""
+    pseudo_labels: float | None = None
+    """Train a second model, also on the unlabelled rest, with the classes that the first is sure of by this
+    confidence, 0.95 for example; both are reported."""
+
+    def __post_init__(self) -> None:
+        for flag, low in (("crop", self.crop), ("pseudo-labels", self.pseudo_labels)):
+            if low is not None and not 0 < low <= 1:
+                raise SelfsightError(f"--{flag} {low}: must be above 0 and at most 1")
+        if self.mixup < 0 or not 0 <= self.label_smoothing < 1:
+            raise SelfsightError("--mixup must be 0 or more, --label-smoothing a share below 1")
+        if self.pseudo_labels is not None and (self.separator is not None or self.head != "finetune"):
+            raise SelfsightError("--pseudo-labels: for fine-tuning with one class an image only")
+
+    def fit_to(self, device: torch.device) -> Self:
+        """Return the settings; none depends on the device."""
+        return self
+
+
+@dataclass(frozen=True)
+class Classified:
+    """Images and their classes."""
+
+    images: ImageSet
+    classes: Sequence[str]
+    """(K,) names."""
+    targets: NDArray[np.float32]
+    """(N, K) 1 where the image is of the class, else 0."""
+    known: NDArray[np.bool_]
+    """(N,) whether the image has a label at all."""
+
+    @property
+    def present(self) -> list[NDArray[np.int64]]:
+        """(N,) arrays: the classes of each image."""
+        return [np.flatnonzero(row) for row in self.targets]
+
+    def rows(self, part: str) -> NDArray[np.int64]:
+        """Return the labelled rows of the 'train' or 'test' part."""
+        rows = self.images.rows(part)
+        return rows[self.known[rows]]
+
+
+def open_classified(
+    data: Any,
+    test: Any,
+    separator: str | None,
+    *,
+    image_size: int,
+    channels: int,
+    strict: bool,
+    test_share: float,
+    seed: int,
+    **cache: Any,
+) -> tuple[Classified, Classified]:
+    """Return what to learn from, its part 'train', and what to test on, its part 'test'; the same set if it has both.
+
+    Without `test` the set's own split counts, or else a seeded `test_share` of each class is held out (of all images,
+    where they have several classes). `separator` stands between the classes of one image.
+
+    Raises SelfsightError without labels or with a single class, where the test has a class that training has not, and,
+    if `strict`, for an image that can't be read.
+    """
+    images = open_images(data, image_size=image_size, channels=channels, **cache)
+    labels = images.require_labels()
+    if test is not None:
+        images = replace(images, split=np.full(len(images), "train"))
+    elif images.split is None and separator is None:
+        images = replace(images, split=stratified_split(labels, test_share, seed, classes=images.classes))
+    elif images.split is None:
+        split = np.full(len(images), "train", dtype="<U5")
+        order = np.random.default_rng(seed).permutation(len(images))
+        split[order[: round(test_share * len(images))]] = "test"
+        images = replace(images, split=split)
+    train = _classified(images, separator, None)
+    other = train
+    if test is not None:
+        tested = open_images(test, image_size=image_size, channels=channels, **cache)
+        other = _classified(replace(tested, split=np.full(len(tested), "test")), separator, train.classes)
+    if len(train.classes) < (2 if separator is None else 1):
+        raise SelfsightError(f"{images.source}: all images are of the class {train.classes[0]!r}: nothing to learn")
+    for found, part in ((train, "train"), (other, "test")):
+        if strict and found.images.skipped:
+            skip = found.images.skipped[0]
+            raise SelfsightError(f"{skip.name}: {skip.reason}")
+        if not len(found.rows(part)):
+            raise SelfsightError(f"{found.images.source}: no labelled image in the {part} part")
+    return train, other
+
+
+def _classified(images: ImageSet, separator: str | None, classes: Sequence[str] | None) -> Classified:
+    """Number the classes as `classes` does, or as they come."""
+    labels = images.require_labels()
+    names = [[name] if separator is None else _parts(name, separator) for name in images.classes]
+    own = list(dict.fromkeys(name for several in names for name in several))
+    own = own if separator is None else sorted(own)
+    classes = classes or own
+    unknown = [name for name in own if name not in classes]
+    if unknown:
+        raise SelfsightError(f"{images.source}: has the class {unknown[0]!r}, which the training images don't have")
+    table = np.zeros((len(names) + 1, len(classes)), np.float32)  # the last row is that of -1: no label
+    for row, several in enumerate(names):
+        table[row, [list(classes).index(name) for name in several]] = 1
+    return Classified(images, classes, table[labels], labels >= 0)
+
+
+def _parts(name: str, separator: str) -> list[str]:
+    """Return the classes in 'cat|dog'; none in '|', an image that shows none of them."""
+    return [part.strip() for part in name.split(separator) if part.strip()]
+
+
+@dataclass(frozen=True)
+class Classification:
+    """The class of an image, or its classes; as a job for the trainer."""
+
+    train: Classified
+    test: Classified
+    config: ClassificationConfig
+    image_size: int
+    hflip: bool
+    protocol: str
+    task: ClassVar[str] = "classification"
+
+    @property
+    def many(self) -> bool:
+        """Whether an image may have several classes."""
+        return self.config.separator is not None
+
+    @property
+    def metric(self) -> str:
+        """Share of the images that are right; the classes' mean average precision where an image has several."""
+        return "mean_average_precision" if self.many else "accuracy"
+
+    @property
+    def learns(self) -> bool:
+        """Whether weights are trained by gradient steps."""
+        return self.config.head == "finetune"
+
+    @property
+    def source(self) -> str:
+        """What the user passed."""
+        return self.train.images.source
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """(K,) names."""
+        return self.train.classes
+
+    @property
+    def problems(self) -> list[Problem]:
+        """Images that could not be read."""
+        sets = [self.train] if self.test is self.train else [self.train, self.test]
+        return [Problem(skip.name, None, skip.reason) for part in sets for skip in part.images.skipped]
+
+    def part(self, name: str) -> Classified:
+        """Return the 'train' or the 'test' images."""
+        return self.train if name == "train" else self.test
+
+    def rows(self, part: str) -> NDArray[np.int64]:
+        """Return the labelled rows of a part."""
+        return self.part(part).rows(part)
+
+    @property
+    def view(self) -> View:
+        """The training view."""
+        return View(self.image_size, (self.config.crop, 1.0), hflip=0.5 if self.hflip else 0.0)
+
+    def few(self, amount: float | int, seed: int) -> NDArray[np.int64]:
+        """Return the rows whose labels may be used; SelfsightError for a count a class where images have several."""
+        if self.many and isinstance(amount, int):
+            raise SelfsightError("--per-class: not with --separator; use --labels with fractions of the images")
+        if self.many:
+            return few_images(self.train, amount, seed)
+        rows, labels = self.train.rows("train"), self.train.targets.argmax(1)
+        return few_labels(labels, rows, amount, seed, classes=self.classes)
+
+    def spare(self, rows: NDArray[np.int64], share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the rows to train on, and about this share of `rows` to validate on, or none if these are few.
+
+        Of each class the whole part of its share is spared: of a rare one nothing.
+        """
+        if self.many or len(rows) < ENOUGH:
+            return spare(rows, share, seed)
+        random, labels = np.random.default_rng([seed, 1]), self.train.targets.argmax(1)
+        members = [random.permutation(rows[labels[rows] == k]) for k in range(len(self.classes))]
+        spared = np.concatenate([some[: int(share * len(some))] for some in members])
+        return np.setdiff1d(rows, spared), np.sort(spared)
+
+    def model(self, backbone: Backbone, rows: NDArray[np.int64] | None = None) -> Classifier:
+        """Return a classifier whose head starts as the linear probe (or is kNN) of these rows, or at zero without."""
+        if rows is None:
+            return Classifier(backbone, LinearHead(backbone.dim, len(self.classes)))
+        device, y = next(backbone.parameters()).device, self.train.targets[rows]
+        x = answers(backbone, self.image_size, self.train.images, rows, device=device)
+        if self.config.head == "knn":
+            return Classifier(backbone, KnnHead(torch.from_numpy(x), torch.from_numpy(y), self.many))
+        count = len(self.classes)
+        probe = fit_probes(x, y.astype(np.int64)) if self.many else fit_probe(x, y.argmax(1), count)
+        return Classifier(backbone, LinearHead(backbone.dim, count, probe))
+
+    def example(self, row: int) -> tuple[Tensor, Target]:
+        """Return a whole training image, (C, S, S) uint8, and its classes: views are drawn a batch at a time."""
+        images = self.train.images
+        pixels = torch.from_numpy(np.array(images.images[np.array([row])]))[0]
+        return pixels, {
+            "aspect": torch.tensor(images.aspect[row]),
+            "classes": torch.from_numpy(self.train.targets[row]),
+        }
+
+    def loss(self, model: TaskModel, images: Tensor, targets: list[Target]) -> Tensor:
+        """Return the cross entropy of views of a batch (B, C, S, S) uint8."""
+        aspect = torch.stack([target["aspect"] for target in targets])
+        x = self.view(Batch(images, aspect, torch.arange(len(images))))
+        y = torch.stack([target["classes"] for target in targets])
+        if self.config.mixup:
+            random = np.random.default_rng(int(torch.randint(2**31, ())))
+            share = float(random.beta(self.config.mixup, self.config.mixup))
+            other = torch.randperm(len(x)).to(x.device)
+            x, y = torch.lerp(x[other], x, share), torch.lerp(y[other], y, share)
+        logits = model(x).float()
+        if self.many:
+            smooth = self.config.label_smoothing / 2
+            return F.binary_cross_entropy_with_logits(logits, y.clamp(smooth, 1 - smooth))
+        return F.cross_entropy(logits, y, label_smoothing=self.config.label_smoothing)
+
+    def logits(self, model: TaskModel, part: str, rows: NDArray[np.int64]) -> Tensor:
+        """Return the logits (len(rows), K) of these rows of the training or the test images, on the CPU."""
+        images, device = self.part(part).images, next(model.parameters()).device
+        return torch.from_numpy(answers(model, self.image_size, images, rows, device=device, name=part))
+
+    def scores(self, model: TaskModel, part: str, rows: NDArray[np.int64]) -> dict[str, float]:
+        """Return how good the model is on these rows of the 'train' or 'test' images, each number 0 to 1."""
+        targets = torch.from_numpy(self.part(part).targets[rows])
+        return classification_scores(self.logits(model, part, rows), targets, self.classes, self.many)
+
+    def calibrate(self, model: TaskModel, rows: NDArray[np.int64]) -> None:
+        """Set the temperature by which the confidences on these images, kept out of training, are likeliest."""
+        if len(rows) >= CALIBRATED_FROM:
+            logits, targets = self.logits(model, "train", rows), torch.from_numpy(self.train.targets[rows])
+            model.get_buffer("temperature").fill_(best_temperature(logits, targets, self.many))
+
+    def with_pseudo_labels(
+        self, model: TaskModel, labelled: NDArray[np.int64], rows: NDArray[np.int64]
+    ) -> tuple[Self, NDArray[np.int64]]:
+        """Return the job with the labels that the model is sure of added, and rows to train on.
+
+        Asked are the training part's images that are not `labelled`: those without a label, and those whose label may
+        not be used. To train on are the pseudo-labelled rows, and `rows` so often that they are at least a quarter.
+        """
+        assert self.config.pseudo_labels is not None
+        rest = np.setdiff1d(self.train.images.rows("train"), labelled)
+        if not len(rest):
+            return self, rows
+        sure, answer = self.logits(model, "train", rest).softmax(1).max(1)
+        taken = (sure >= self.config.pseudo_labels).numpy()
+        targets = self.train.targets.copy()
+        targets[rest] = F.one_hot(answer, len(self.classes)).float().numpy()
+        train = replace(self.train, targets=targets)
+        repeats = math.ceil(int(taken.sum()) * (1 - PSEUDO_SHARE) / PSEUDO_SHARE / len(rows))
+        return replace(self, train=train), np.concatenate([np.tile(rows, max(1, repeats)), rest[taken]])
+
+    def illustrate(self, model: TaskModel, folder: Path) -> None:
+        """Draw mistakes, the surest first, and write confusion.csv and .png; nothing with several classes an image."""
+        if self.many:
+            return
+        rows = self.rows("test")
+        sure, answer = self.logits(model, "test", rows).softmax(1).max(1)
+        truth = self.test.targets[rows].argmax(1)
+        write_confusion(folder.parent, truth, answer.numpy(), self.classes)
+        wrong = np.flatnonzero(answer.numpy() != truth)
+        wrong = wrong[np.argsort(-sure.numpy()[wrong], kind="stable")][:MISTAKES]
+        if len(wrong):
+            (batch,) = in_order(self.test.images, rows[wrong], len(wrong), torch.device("cpu"))
+            names = ", ".join(f"{self.classes[int(answer[i])]} for {self.classes[int(truth[i])]}" for i in wrong)
+            save_pictures(folder, {f"The surest mistakes on test images: {names}": whole(batch, self.image_size)[None]})

@@ -1,0 +1,384 @@
+"""Classifiers with few labels: what they learn, what they say of themselves, and what is kept of them."""
+
+import copy
+import csv
+import functools
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+
+from selfsight.backbones import Backbone, create, plan
+from selfsight.data import open_images
+from selfsight.errors import SelfsightError
+from selfsight.evaluate.features import extract
+from selfsight.evaluate.knn import knn_predict
+from selfsight.evaluate.savings import savings
+from selfsight.run import RunFolder
+from selfsight.tasks import curve
+from selfsight.tasks.classification import Classification, ClassificationConfig, Head, open_classified
+from selfsight.tasks.curve import TrainConfig, learning, open_job, train
+from selfsight.tasks.learning import LearnConfig, Learner, learn
+from selfsight.tasks.predict import PredictConfig, load_model, predict
+from tests.evaluate.digits import CPU
+from tests.evaluate.digits import digits as small_digits
+
+SIDE = 16
+SHORT = replace(learning("classification"), lr=2e-3, head_lr=2e-3, min_steps=60, max_steps=60, batch_size=32, checks=2)
+
+
+def net(name: str = "test_resnet") -> Backbone:
+    """A backbone of random weights, with BatchNorm statistics of images."""
+    return copy.deepcopy(warmed(name))
+
+
+@functools.cache
+def warmed(name: str) -> Backbone:
+    seen = np.asarray(small_digits(200).images[np.arange(200)])
+    torch.manual_seed(0)
+    backbone = create(plan(name, SIDE, 1, (0.3,), (0.38,)))
+    with torch.no_grad():
+        for _ in range(30):
+            backbone.train()(torch.from_numpy(seen).float() / 255)
+    return backbone.eval()
+
+
+def run(data: Path, out: Path, settings: ClassificationConfig, **options: Any) -> curve.Trained:
+    config = replace(TrainConfig(learning=SHORT), **options)
+    return train(net(), data, config, settings, method="simclr", run="run", out=out)
+
+
+def values(result: curve.Trained, metric: str = "accuracy") -> dict[tuple[str, str, float | int, int], float]:
+    return {(r.method, r.protocol, r.labels, r.seed): r.value for r in result.rows if r.metric == metric}
+
+
+def test_a_classifier_learns_is_kept_and_predicts(digits_file: Path, tmp_path: Path) -> None:
+    result = run(digits_file, tmp_path / "out", ClassificationConfig())
+    (value,) = values(result).values()
+    assert value > 0.7
+    with (tmp_path / "out" / "confusion.csv").open(newline="") as file:
+        table = list(csv.reader(file))
+    counts = np.array([line[1:] for line in table[1:]], np.int64)
+    assert counts.trace() / counts.sum() == pytest.approx(value)
+    with Image.open(tmp_path / "out" / "confusion.png") as picture:
+        assert picture.width > 300
+    # The model that was kept answers as the one that was scored.
+    model = load_model(tmp_path / "out")
+    images = open_images(digits_file, image_size=SIDE)
+    job = open_job(net(), digits_file, TrainConfig(), ClassificationConfig())
+    assert isinstance(job, Classification)
+    scores = job.scores(model.model, "test", job.rows("test"))
+    assert scores["accuracy"] == pytest.approx(value)
+    shares = torch.stack(model.answer(images, np.arange(40)))
+    assert torch.allclose(shares.sum(1), torch.ones(40), atol=1e-4)
+    assert model.classes == [str(k) for k in range(10)]
+
+
+def test_amounts_seeds_and_starts_are_all_there_and_are_not_computed_again(
+    digits_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = replace(SHORT, min_steps=2, max_steps=2)
+    options: dict[str, Any] = {"labels": (0.1,), "per_class": (5,), "seeds": 2, "learning": quick}
+    result = run(digits_file, tmp_path / "out", ClassificationConfig(), **options)
+    wanted = {(m, "finetune", a, s) for m in ("simclr", "scratch") for a in (0.1, 5) for s in (0, 1)}
+    assert set(values(result)) == wanted
+    assert result.protocol == "finetune"
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(curve, "learn", never)
+    assert run(digits_file, tmp_path / "out", ClassificationConfig(), **options).rows == result.rows
+
+
+def test_linear_and_knn_heads_leave_the_backbone_as_it_is(digits_file: Path, tmp_path: Path) -> None:
+    images = open_images(digits_file, image_size=SIDE)
+    heads: tuple[Head, ...] = ("linear", "knn")
+    for head in heads:
+        out = tmp_path / head
+        result = run(digits_file, out, ClassificationConfig(head=head), labels=(0.1, 1.0), seeds=1)
+        assert {row.method for row in result.rows} == {"simclr", "random"}, "no training, so nothing is from scratch"
+        model = load_model(out)
+        for a, b in zip(model.model.backbone.parameters(), net().parameters(), strict=True):
+            assert torch.equal(a, b)
+        job = open_job(net(), digits_file, TrainConfig(), ClassificationConfig(head=head))
+        assert isinstance(job, Classification)
+        answer = job.logits(model.model, "test", job.rows("test")).argmax(1).numpy()
+        rows, test = job.rows("train"), job.rows("test")
+        x = extract(net(), images, np.concatenate([rows, test]), device=CPU)
+        labels = images.require_labels()
+        if head == "knn":
+            expected = knn_predict(x[: len(rows)], labels[rows], x[len(rows) :], 10)
+            assert (answer == expected).mean() > 0.99
+        assert values(result)["simclr", head, 1.0, 0] == pytest.approx((answer == labels[test]).mean())
+
+
+@pytest.fixture
+def several(tmp_path: Path, digits: tuple[NDArray[np.uint8], NDArray[np.int64]]) -> Path:
+    """Two digits side by side, labelled 'a|b', as PNGs and a CSV; some show none, of some it is unknown."""
+    rows = []
+    for i in range(0, 400, 2):
+        left, right = digits[0][i], digits[0][i + 1]
+        name = f"{i}.png"
+        pixels = np.concatenate([left, right], 1)
+        label = "|".join(sorted({str(digits[1][i]), str(digits[1][i + 1])}))
+        if i % 14 == 0:
+            pixels, label = np.zeros_like(pixels), "|"
+        if i % 22 == 2:
+            label = ""
+        Image.fromarray(pixels).save(tmp_path / name)
+        rows.append([name, label])
+    with (tmp_path / "labels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["path", "label"], *rows])
+    return tmp_path / "labels.csv"
+
+
+def test_an_image_may_have_several_classes_or_none(several: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"image_size": SIDE, "channels": 1, "strict": False, "test_share": 0.2, "seed": 0}
+    train_part, test_part = open_classified(several, None, "|", **options)
+    assert train_part is test_part
+    assert list(train_part.classes) == [str(k) for k in range(10)]
+    with several.open(newline="") as file:
+        label = dict(list(csv.reader(file))[1:])
+    for i, name in enumerate(train_part.images.names):
+        assert train_part.known[i] == (label[name] != "")
+        assert {str(k) for k in train_part.present[i]} == set(label[name].split("|")) - {""}
+    result = run(several, tmp_path / "out", ClassificationConfig(separator="|"))
+    assert result.metric == "mean_average_precision"
+    assert not (tmp_path / "out" / "confusion.png").exists()
+    (value,) = values(result, "mean_average_precision").values()
+    assert value > 0.3, "chance is about 0.2"
+    predict(tmp_path / "out", str(several.parent / "2.png"), PredictConfig(out=tmp_path / "answers", score=0.0))
+    with (tmp_path / "answers" / "predictions.csv").open(newline="") as file:
+        (line,) = csv.DictReader(file)
+    assert set(line["class"].split("|")) == {str(k) for k in range(10)}, "all are above 0"
+
+
+def test_a_model_is_calibrated_on_images_that_it_has_not_learned_from(
+    digits_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned, asked = [], []
+    calibrate = Classification.calibrate
+
+    def watched_learn(job: Any, model: Any, rows: Any, *rest: Any, **options: Any) -> None:
+        learned.append(rows)
+        learn(job, model, rows, *rest, **options)
+
+    def watched_calibrate(self: Any, model: Any, rows: Any) -> None:
+        asked.append(rows)
+        calibrate(self, model, rows)
+
+    monkeypatch.setattr(curve, "learn", watched_learn)
+    monkeypatch.setattr(Classification, "calibrate", watched_calibrate)
+    run(digits_file, tmp_path / "out", ClassificationConfig())
+    assert float(load_model(tmp_path / "out").model.get_buffer("temperature")) != 1
+    assert len(asked[0]) > 250
+    assert not set(asked[0]) & set(learned[0])
+    run(digits_file, tmp_path / "few", ClassificationConfig(), per_class=(4,), seeds=1, baselines=False)
+    assert float(load_model(tmp_path / "few").model.get_buffer("temperature")) == 1, "too few to tell"
+
+
+def test_validation_takes_a_share_of_each_class_and_never_its_last_label(digits_file: Path) -> None:
+    job = open_job(net(), digits_file, TrainConfig(), ClassificationConfig())
+    assert isinstance(job, Classification)
+    labels = job.train.targets.argmax(1)
+    trained, validated = job.spare(job.few(20, 0), 0.2, 0)
+    assert np.bincount(labels[validated]).tolist() == [4] * 10
+    assert np.bincount(labels[trained]).tolist() == [16] * 10
+    for few in (job.few(4, 0), job.few(1, 0)):
+        assert job.spare(few, 0.2, 0)[0].tolist() == few.tolist()
+    assert not np.array_equal(job.spare(job.few(20, 0), 0.2, 1)[1], validated)
+
+
+def test_a_run_stopped_while_it_is_tested_does_not_train_again(
+    digits_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = Classification.scores
+
+    def stopped(self: Any, model: Any, part: str, rows: Any) -> dict[str, float]:
+        if part == "test":
+            raise KeyboardInterrupt
+        return scores(self, model, part, rows)
+
+    monkeypatch.setattr(Classification, "scores", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run(digits_file, tmp_path / "out", ClassificationConfig())
+    monkeypatch.setattr(Classification, "scores", scores)
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("trained again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(curve, "learn", never)
+        again = run(digits_file, tmp_path / "out", ClassificationConfig())
+    assert values(again) == values(run(digits_file, tmp_path / "whole", ClassificationConfig()))
+    assert not list((tmp_path / "out" / "parts").rglob("*.safetensors"))
+
+
+def test_pseudo_labels_use_the_rest_and_never_the_test(digits_file: Path, tmp_path: Path) -> None:
+    config = ClassificationConfig(pseudo_labels=0.5)
+    job = open_job(net(), digits_file, TrainConfig(), config)
+    assert isinstance(job, Classification)
+    few = job.few(0.1, 0)
+    model = job.model(net(), few)
+    more, rows = job.with_pseudo_labels(model, few, few[:100])
+    added = np.setdiff1d(rows, few)
+    assert set(few[:100]) <= set(rows)
+    assert not set(few[100:]) & set(rows), "those kept for validation stay there"
+    assert 0 < len(added) < len(job.rows("train")) - len(few)
+    assert not set(added) & set(job.rows("test"))
+    assert np.isin(rows, few).mean() >= 0.24
+    shares = job.logits(model, "train", added).softmax(1)
+    assert float(shares.max(1).values.min()) >= 0.5
+    assert np.array_equal(more.train.targets[added].argmax(1), shares.argmax(1).numpy())
+    assert np.array_equal(more.train.targets[few], job.train.targets[few])
+    result = run(digits_file, tmp_path / "out", config, labels=(0.1,), seeds=1, baselines=False)
+    assert set(values(result)) == {("simclr", "finetune", 0.1, 0), ("simclr", "pseudo", 0.1, 0)}
+
+
+def test_settings_that_make_no_sense_are_named(several: Path, digits_file: Path) -> None:
+    wrong: list[tuple[str, dict[str, Any]]] = [
+        ("pseudo-labels", {"pseudo_labels": 0.9, "separator": "|"}),
+        ("pseudo-labels", {"pseudo_labels": 95.0}),
+        ("crop", {"crop": 0.0}),
+        ("mixup", {"mixup": -1.0}),
+    ]
+    for flag, options in wrong:
+        with pytest.raises(SelfsightError, match=f"--{flag}"):
+            ClassificationConfig(**options)
+    job = open_job(net(), several, TrainConfig(), ClassificationConfig(separator="|"))
+    with pytest.raises(SelfsightError, match="--per-class"):
+        job.few(5, 0)
+    with pytest.raises(SelfsightError, match="multiple of"):
+        open_job(net("test_vit"), digits_file, TrainConfig(image_size=17), ClassificationConfig())
+
+
+def test_all_of_the_labels_are_not_one_a_class(digits_file: Path, tmp_path: Path) -> None:
+    config = ClassificationConfig(head="linear")
+    result = run(digits_file, tmp_path / "out", config, labels=(1.0,), per_class=(1,), seeds=1, baselines=False)
+    found = {repr(row.labels): row.value for row in result.main}
+    assert found["1.0"] > found["1"] + 0.1
+    assert result.most == "1.0"
+
+
+def test_images_that_cannot_be_read_are_listed_or_stop_the_run(several: Path, tmp_path: Path) -> None:
+    (several.parent / "4.png").write_bytes(b"no picture")
+    run(several, tmp_path / "out", ClassificationConfig(separator="|", head="linear"))
+    assert (tmp_path / "out" / "problems.csv").read_text().splitlines()[1].startswith("4.png,")
+    with pytest.raises(SelfsightError, match=r"4\.png"):
+        run(several, tmp_path / "strict", ClassificationConfig(separator="|", head="linear"), strict=True)
+
+
+def test_mixup_blends_images_and_labels_alike(digits_file: Path) -> None:
+    job = open_job(net(), digits_file, TrainConfig(), ClassificationConfig(mixup=0.4, label_smoothing=0, crop=1.0))
+    assert isinstance(job, Classification)
+
+    class Watched(torch.nn.Module):
+        """Says of every image, whatever it shows, that it is of class 1 with odds of e² to each other class."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: list[Tensor] = []
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen.append(x)
+            return 2 * torch.eye(10)[1].expand(len(x), -1)
+
+    watched: Any = Watched()
+    pixels = torch.stack([torch.full((1, 48, 48), value, dtype=torch.uint8) for value in (0, 255)])
+    targets = [{"aspect": torch.tensor(1.0), "classes": torch.eye(10)[k]} for k in (0, 1)]
+    normal = math.log(math.e**2 + 9)
+    shares = []
+    for seed in range(30):
+        torch.manual_seed(seed)
+        loss = float(job.loss(watched, pixels, targets))
+        white = watched.seen[-1].mean((1, 2, 3))  # as white as it is, as much of class 1
+        assert loss == pytest.approx(normal - 2 * float(white.mean()), abs=1e-4)
+        shares.append(float(white[1]))
+    assert any(0.05 < share < 0.95 for share in shares)
+    assert any(share == pytest.approx(1, abs=1e-4) for share in shares), "some images are blended with themselves"
+
+
+def test_rates_of_a_pretrained_vit_fall_towards_the_first_block(digits_file: Path, tmp_path: Path) -> None:
+    job = open_job(net("test_vit"), digits_file, TrainConfig(), ClassificationConfig())
+    rows, none = job.rows("train")[:8], np.zeros(0, np.int64)
+
+    def peaks(pretrained: bool, **options: Any) -> dict[str, float]:
+        model = job.model(net("test_vit"))
+        config = LearnConfig(lr=1.0, head_lr=3.0, scratch_lr=2.0, **options)
+        learner = Learner(job, model, rows, none, config, RunFolder(tmp_path), pretrained, 0)
+        names = {id(p): name for name, p in model.named_parameters()}
+        groups = learner.configure_optimizers().param_groups
+        assert sorted(names[id(p)] for g in groups for p in g["params"]) == sorted(names.values())
+        return {names[id(p)]: g["peak"] for g in groups for p in g["params"]}
+
+    found = peaks(pretrained=True)
+    assert found["head.linear.weight"] == 3
+    depth = len(net("test_vit").model.blocks)
+    blocks = [found[f"backbone.model.blocks.{i}.attn.qkv.weight"] for i in range(depth)]
+    assert blocks == pytest.approx([0.75 ** (depth - 1 - i) for i in range(depth)])
+    assert found["backbone.model.patch_embed.proj.weight"] == pytest.approx(0.75**depth)
+    assert set(peaks(pretrained=False).values()) == {2.0}, "from scratch all learn alike"
+    assert set(peaks(pretrained=True, layer_decay=1.0).values()) == {1.0, 3.0}
+
+
+def test_a_class_of_the_test_that_training_has_not_is_named(digits_file: Path, tmp_path: Path) -> None:
+    with np.load(digits_file) as digits:
+        np.savez(tmp_path / "few.npz", images=digits["images"][:200], labels=digits["labels"][:200] % 5)
+    with pytest.raises(SelfsightError, match="'5'"):
+        open_job(net(), tmp_path / "few.npz", TrainConfig(test=str(digits_file)), ClassificationConfig())
+
+
+def test_predictions_of_a_folder_are_a_table_and_pictures(digits_file: Path, tmp_path: Path) -> None:
+    run(digits_file, tmp_path / "out", ClassificationConfig(head="linear"))
+    (tmp_path / "new" / "sub").mkdir(parents=True)
+    with np.load(digits_file) as digits:
+        pixels, labels = digits["images"][:30], digits["labels"][:30]
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / "new" / "sub" / f"{i:02}.png")
+    written = predict(tmp_path / "out", str(tmp_path / "new"), PredictConfig(out=tmp_path / "answers", batch_size=7))
+    assert written["images"] == 30
+    with (tmp_path / "answers" / "predictions.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [line["path"] for line in lines] == [f"sub/{i:02}.png" for i in range(30)]
+    assert np.mean([int(line["class"]) == label for line, label in zip(lines, labels, strict=True)]) > 0.7
+    for line in lines:
+        shares = [float(line[str(k)]) for k in range(10)]
+        assert float(line["confidence"]) == max(shares) == shares[int(line["class"])]
+        assert sum(shares) == pytest.approx(1, abs=1e-2)
+    assert len(list((tmp_path / "answers" / "overlays").rglob("*.png"))) == 30
+    assert json.loads(json.dumps(written))["predictions"].endswith("predictions.csv")
+
+
+def test_other_weights_are_a_start_to_compare_with(digits_file: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "weights.safetensors"
+    save_file(
+        {k: v.contiguous() for k, v in timm.create_model("test_resnet", in_chans=1).state_dict().items()}, weights
+    )
+    options: dict[str, Any] = {"per_class": (3,), "seeds": 1, "imagenet": str(weights)}
+    result = run(digits_file, tmp_path / "out", ClassificationConfig(head="linear"), image_size=32, **options)
+    assert {row.method for row in result.rows} == {"simclr", "imagenet", "random"}
+    vit = tmp_path / "vit.safetensors"
+    save_file(timm.create_model("test_vit", in_chans=1).state_dict(), vit)  # of 160 pixels
+    config = TrainConfig(
+        imagenet=str(vit), image_size=32, baselines=True, learning=replace(SHORT, min_steps=2, max_steps=2)
+    )
+    start = net("test_vit")
+    out = tmp_path / "vit"
+    trained = train(start, digits_file, config, ClassificationConfig(), method="dino", run="run", out=out)
+    assert {row.method for row in trained.main} == {"dino", "imagenet", "scratch"}
+    ours = [row for row in trained.main if row.method != "imagenet"]
+    assert trained.savings() == [s.sentence() for s in savings(ours)], "what other weights save is not ours"
+    options["imagenet"] = str(tmp_path / "none.pth")
+    with pytest.raises(SelfsightError, match="no such file"):
+        run(digits_file, tmp_path / "other", ClassificationConfig(), image_size=32, **options)

@@ -1,0 +1,88 @@
+"""Trained models as ONNX: their answers are torch's."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from selfsight.errors import SelfsightError
+from selfsight.tasks.classification import ClassificationConfig
+from selfsight.tasks.curve import TrainConfig, train
+from selfsight.tasks.export import export_task
+from selfsight.tasks.jobs import DetectionConfig, SegmentationConfig
+from selfsight.tasks.learning import LearnConfig
+from selfsight.tasks.predict import load_model
+from tests.tasks.scenes import SIDE, backbone
+from tests.tasks.test_curve import scenes
+
+LEARNING = LearnConfig(min_steps=20, epochs=0.1, batch_size=4, head_lr=3e-3, lr=3e-3, checks=1)
+
+
+def model(folder: Path, out: Path, settings: Any) -> Path:
+    config = TrainConfig(image_size=SIDE, learning=LEARNING, test=str(folder / "train"))
+    return train(backbone("test_resnet"), folder, config, settings, method="simclr", run="run", out=out).out
+
+
+def answers(file: Path, images: torch.Tensor) -> list[NDArray[Any]]:
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    found: list[NDArray[Any]] = session.run(None, {"images": images.numpy()})
+    return found
+
+
+def test_a_classifier_gives_the_same_confidences(tmp_path: Path, digits_file: Path) -> None:
+    config = TrainConfig(learning=LEARNING)
+    net = backbone("test_resnet", 16, 1)
+    for settings in (ClassificationConfig(head="linear"), ClassificationConfig(head="knn")):
+        out = tmp_path / settings.head
+        train(net, digits_file, config, settings, method="simclr", run="run", out=out)
+        file = export_task(out)
+        assert file == out / "model.onnx"
+        trained = load_model(out).model.cpu()
+        for n in (1, 5):
+            x = torch.rand(n, 1, 16, 16)
+            with torch.inference_mode():
+                expected = trained(x).softmax(1)
+            (found,) = answers(file, x)
+            assert np.abs(found - expected.numpy()).max() < 1e-4
+
+
+def test_a_segmenter_gives_the_same_logits(tmp_path: Path) -> None:
+    out = model(scenes(tmp_path / "scenes"), tmp_path / "out", SegmentationConfig(width=32))
+    file = export_task(out, tmp_path / "segmenter.onnx")
+    x = torch.rand(3, 3, SIDE, SIDE)
+    with torch.inference_mode():
+        expected = load_model(out).model.cpu()(x)
+    (found,) = answers(file, x)
+    assert np.abs(found - expected.numpy()).max() < 1e-3 * max(1, float(expected.abs().max()))
+
+
+def test_a_detector_gives_the_same_boxes(tmp_path: Path) -> None:
+    folder = scenes(tmp_path / "scenes")
+    out = model(folder, tmp_path / "out", DetectionConfig(width=32))
+    file = export_task(out)
+    detector = load_model(out).model.cpu()
+    some = 0
+    for seed in range(3):
+        x = torch.rand(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
+        with torch.inference_mode():
+            (expected,) = detector(x)
+        boxes, scores, labels = answers(file, x)
+        some += len(boxes)
+        assert np.abs(boxes - expected["boxes"].numpy()).max(initial=0) < 1e-2
+        assert np.abs(scores - expected["scores"].numpy()).max(initial=0) < 1e-4
+        assert labels.tolist() == expected["labels"].tolist()
+    assert some, "nothing was compared"
+
+
+def test_other_answers_and_other_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = model(scenes(tmp_path / "scenes"), tmp_path / "out", SegmentationConfig(width=32))
+    with pytest.raises(SelfsightError, match=r"\.onnx file"):
+        export_task(out, tmp_path / "model.pt")
+    monkeypatch.setattr("selfsight.tasks.export.TOLERANCE", -1.0)
+    with pytest.raises(SelfsightError, match="differ"):
+        export_task(out)
+    assert not (out / "model.onnx").exists()
