@@ -192,12 +192,16 @@ def test_validation_takes_a_share_of_each_class_and_never_its_last_label(digits_
     job = open_job(net(), digits_file, TrainConfig(), ClassificationConfig())
     assert isinstance(job, Classification)
     labels = job.train.targets.argmax(1)
+    rows = job.few(110, 0)
+    trained, validated = job.spare(rows, 0.2, 0)
+    assert np.bincount(labels[validated]).tolist() == [22] * 10
+    assert np.bincount(labels[trained]).tolist() == [88] * 10
+    assert not np.array_equal(job.spare(rows, 0.2, 1)[1], validated)
+    rare = np.concatenate([rows[labels[rows] != 3], rows[labels[rows] == 3][:4]])
+    assert np.bincount(labels[job.spare(rare[:1000], 0.2, 0)[1]], minlength=10)[3] == 0
     trained, validated = job.spare(job.few(20, 0), 0.2, 0)
-    assert np.bincount(labels[validated]).tolist() == [4] * 10
-    assert np.bincount(labels[trained]).tolist() == [16] * 10
-    for few in (job.few(4, 0), job.few(1, 0)):
-        assert job.spare(few, 0.2, 0)[0].tolist() == few.tolist()
-    assert not np.array_equal(job.spare(job.few(20, 0), 0.2, 1)[1], validated)
+    assert not len(validated), "of 200 labels each is worth more in the training"
+    assert trained.tolist() == job.few(20, 0).tolist()
 
 
 def test_a_run_stopped_while_it_is_tested_does_not_train_again(
