@@ -228,30 +228,26 @@ class Detection(Dense[BoxSet]):
 
     def example(self, row: int) -> tuple[Tensor, Target]:
         """Return a random view of a training image, the boxes in it and their classes."""
-        image = self.train.pixels(row)
-        height, width = image.shape[1:]
-        boxes = torch.from_numpy(self.train.data.boxes[row]) * scaled(self.train.data, row, (height, width))
-        target: dict[str, Any] = {
-            "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width)),
-            "labels": torch.from_numpy(self.train.data.labels[row]),
-        }
-        return self.view(image, target)
+        return self.view(*self.labelled(self.train, row))
 
     def truth(self, row: int) -> tuple[Tensor, Target]:
         """Return a test image, whole in a square (C, S, S), its boxes there and their classes."""
-        image, (labels, boxes) = self.test.pixels(row), (self.test.data.labels[row], self.test.data.boxes[row])
+        view, seen, _ = whole(*self.labelled(self.test, row), self.image_size, self.view.mean)
+        return view, seen
+
+    def labelled(self, part: Labelled[BoxSet], row: int) -> tuple[Tensor, Target]:
+        """Return an image (C, H, W) uint8, the boxes in its pixels, and their classes as training numbers them."""
+        image = part.pixels(row)
         shape = (image.shape[1], image.shape[2])
-        placed = tv_tensors.BoundingBoxes(
-            torch.from_numpy(boxes) * scaled(self.test.data, row, shape), format="XYXY", canvas_size=shape
-        )
-        view, seen, _ = whole(image, {"boxes": placed}, self.image_size, self.view.mean)
-        return view, {**seen, "labels": torch.from_numpy(self.test.classes[labels])}
+        boxes = torch.from_numpy(part.data.boxes[row]) * scaled(part.data, row, shape)
+        return image, {
+            "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=shape),
+            "labels": torch.from_numpy(part.classes[part.data.labels[row]]),
+        }
 
     def shown(self, answer: Boxes) -> Boxes:
         """Return what is drawn of the model's answer."""
-        return {name: values[answer["scores"] >= DRAWN].float().cpu() for name, values in answer.items()} | {
-            "labels": answer["labels"][answer["scores"] >= DRAWN].cpu()
-        }
+        return {name: values[answer["scores"] >= DRAWN].cpu() for name, values in answer.items()}
 
     def loss(self, model: TaskModel, images: Tensor, targets: list[Target]) -> Tensor:
         """Return the sum of the detector's losses."""
@@ -299,18 +295,20 @@ class Segmentation(Dense[MaskSet]):
 
     def example(self, row: int) -> tuple[Tensor, Target]:
         """Return a random view of a training image and its mask."""
-        image = self.train.pixels(row)
-        mask = torch.from_numpy(self.train.data.load_mask(row))[None, None]
-        mask = torch.nn.functional.interpolate(mask, image.shape[1:], mode="nearest-exact")[0, 0]
-        return self.view(image, {"mask": tv_tensors.Mask(mask)})
+        return self.view(*self.labelled(self.train, row))
 
     def truth(self, row: int) -> tuple[Tensor, Tensor]:
         """Return a test image, whole in a square (C, S, S), and the classes (S, S) of its pixels."""
-        image, mask = self.test.pixels(row), torch.from_numpy(self.number(self.test)[self.test.data.load_mask(row)])
-        small = torch.nn.functional.interpolate(mask[None, None].float(), image.shape[1:], mode="nearest-exact")
-        target = {"mask": tv_tensors.Mask(small[0, 0].to(torch.uint8))}
-        view, seen, _ = whole(image, target, self.image_size, self.view.mean)
+        view, seen, _ = whole(*self.labelled(self.test, row), self.image_size, self.view.mean)
         return view, seen["mask"]
+
+    def labelled(self, part: Labelled[MaskSet], row: int) -> tuple[Tensor, Target]:
+        """Return an image (C, H, W) uint8, and the class (H, W) uint8 of each pixel as training numbers them."""
+        image, mask = part.pixels(row), self.number(part)[part.data.load_mask(row)].astype(np.uint8)
+        small = torch.nn.functional.interpolate(
+            torch.from_numpy(mask)[None, None], image.shape[1:], mode="nearest-exact"
+        )
+        return image, {"mask": tv_tensors.Mask(small[0, 0])}
 
     def shown(self, answer: Tensor) -> Tensor:
         """Return what is drawn of the model's answer: the classes (S, S)."""

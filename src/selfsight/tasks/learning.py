@@ -68,7 +68,8 @@ class LearnConfig:
     hflip: bool = True
     """Mirror half of the training views; not where left and right mean something."""
     validation: float = 0.2
-    """Share of the labelled images that choose the best weights, where there are 50 or more; 0 keeps the last."""
+    """Share of the labelled images that choose the best weights, where there are 50 or more (for classification
+    1,000); 0 keeps the last."""
     checks: int = 5
     """How often over a training these are asked."""
     precision: Literal["auto", "bf16", "float32"] = "auto"
