@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from selfsight.backbones import Backbone
+from selfsight.backbones import Backbone, create
 from selfsight.evaluate.features import extract
 from selfsight.evaluate.finetune import Classifier, FinetuneConfig, classify, finetune
 from selfsight.evaluate.linear import fit_probe
@@ -34,9 +34,16 @@ def test_the_pretrained_head_starts_as_the_linear_probe() -> None:
     answer = classify(model, images, np.arange(300), device=CPU).argmax(1)
     assert (answer == probe.predict(x)).mean() > 0.97  # bfloat16 may tip a close one
     # A step of rate zero changes nothing but BatchNorm's running statistics.
-    still = replace(QUICK, lr=0.0, head_lr=0.0, min_steps=1, max_steps=1)
+    still = replace(QUICK, lr=0.0, min_steps=1, max_steps=1)
     tuned = finetune(net, images, rows, labels, 10, still, probe=probe, device=CPU, seed=0)
     assert torch.equal(tuned.head.linear.weight, model.head.linear.weight)
+
+
+def test_a_vit_learns_at_a_lower_rate() -> None:
+    vit = create(replace(SPEC, name="test_vit", patch_size=4, small_stem=False))
+    assert FinetuneConfig().optim(vit).lr == 5e-4
+    assert FinetuneConfig().optim(backbone()).lr == 2e-3
+    assert FinetuneConfig(lr=0.1).optim(vit).lr == 0.1
 
 
 def test_the_seed_decides_everything() -> None:

@@ -27,18 +27,16 @@ from selfsight.progress import bar
 
 RATE_BATCH = 256
 """The batch for which `optim.rate` takes a rate as it is; the rates here are those of any batch."""
+PEAK, VIT_PEAK = 2e-3, 5e-4
+"""Learning rates that are good for a convolutional network, pretrained in minutes or fresh, and for a ViT."""
 
 
 @dataclass(frozen=True)
 class FinetuneConfig:
     """How a network is trained on labels; AdamW, linear warm-up, then a cosine to zero."""
 
-    lr: float = 3e-4
-    """Peak learning rate of a pretrained backbone."""
-    head_lr: float = 1e-3
-    """Peak learning rate of the linear head on a pretrained backbone."""
-    scratch_lr: float = 2e-3
-    """Peak learning rate of all weights when training from scratch, where a larger one is best."""
+    lr: float | None = None
+    """Peak learning rate of all weights, pretrained or fresh; by default 2e-3, and 5e-4 for ViTs."""
     weight_decay: float = 0.05
     """Decay of all weights but biases and norms."""
     label_smoothing: float = 0.1
@@ -62,8 +60,9 @@ class FinetuneConfig:
         """Return the number of steps for this many labels."""
         return min(max(self.epochs * labels // self.batch_size, self.min_steps), self.max_steps)
 
-    def optim(self, lr: float) -> Optim:
-        """Return how a part of the network is trained with this peak learning rate."""
+    def optim(self, backbone: Backbone) -> Optim:
+        """Return how this backbone and its head are trained."""
+        lr = (PEAK if backbone.hierarchical else VIT_PEAK) if self.lr is None else self.lr
         return Optim("adamw", lr=lr, weight_decay=self.weight_decay, warmup=self.warmup)
 
 
@@ -122,15 +121,13 @@ def finetune(
 ) -> Classifier:
     """Train a copy of the backbone and a head on the labels (N,) of these rows; return it in eval mode.
 
-    With `probe`, the linear probe on the same rows, the backbone counts as pretrained: the head starts there, `lr`
-    and `head_lr` apply. With None it counts as fresh: `scratch_lr` applies to all, the rest is the same.
+    With `probe`, the linear probe on the same rows, the head starts there, with None at zero; the rest is the same.
     """
     model = Classifier(copy.deepcopy(backbone), classes, probe)
     model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     steps = config.steps(len(rows))
-    rates = (config.scratch_lr, config.scratch_lr) if probe is None else (config.lr, config.head_lr)
-    optims = [config.optim(lr) for lr in rates]
-    optimizers = [build(part, optim) for part, optim in zip((model.backbone, model.head), optims, strict=True)]
+    optim = config.optim(backbone)
+    optimizer = build(model, optim)
     view = View(backbone.spec.image_size, scale=(config.crop, 1.0), hflip=0.5 if config.hflip else 0.0)
     # A batch of 10 images would leave BatchNorm with noise: repeat them to a full batch of different views.
     repeated = np.tile(rows, math.ceil(config.batch_size / len(rows)))
@@ -140,15 +137,13 @@ def finetune(
         torch.manual_seed(seed)
         task = progress.add_task("fine-tune" if probe else "scratch", total=steps, unit="steps", note="")
         for step, batch in enumerate(islice(loader.stream(0), steps)):
-            for optimizer, optim in zip(optimizers, optims, strict=True):
-                set_rate(optimizer.param_groups, rate(optim, (step + 1) / (steps + 1), RATE_BATCH))
-                optimizer.zero_grad()
+            set_rate(optimizer.param_groups, rate(optim, (step + 1) / (steps + 1), RATE_BATCH))
+            optimizer.zero_grad()
             with autocast(device):
                 logits = model(view(batch))
             loss = F.cross_entropy(logits.float(), targets[batch.index], label_smoothing=config.label_smoothing)
             loss.backward()  # type: ignore[no-untyped-call]
-            for optimizer in optimizers:
-                optimizer.step()
+            optimizer.step()
             progress.advance(task)
     return model.eval()
 
