@@ -1,5 +1,6 @@
 """Backbones: any timm model, with pooled features (B, D) and feature maps (B, D, h, w), at any image size."""
 
+import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,11 @@ class Backbone(nn.Module):
         shape = (1, spec.channels, 1, 1)
         self.register_buffer("mean", torch.tensor(spec.mean).view(shape), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(shape), persistent=False)
+
+    def side_from(self, least: float) -> int:
+        """Return the smallest side of a view, `least` pixels or more: in whole patches, or else steps of 16 pixels."""
+        unit = self.spec.patch_size or 16
+        return max(math.ceil(least / unit) * unit, self.reduction)
 
     def normalize(self, x: Tensor) -> Tensor:
         """Return (x - mean) / std for x (B, C, S, S) in [0, 1]."""

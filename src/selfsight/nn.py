@@ -194,6 +194,30 @@ def synchronize_batchnorm(module: nn.Module, device: torch.device) -> nn.Module:
     return module
 
 
+class Centre(nn.Module):
+    """The mean of a teacher's answers over many steps and all processes, to be taken from them (DINO, equation 4)."""
+
+    mean: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(size))
+
+    @property
+    def new(self) -> bool:
+        """Whether it has followed nothing yet."""
+        return not self.mean.any()
+
+    def forward(self, answers: Tensor) -> Tensor:
+        """Return the answers (..., size), centred."""
+        return answers - self.mean
+
+    @torch.no_grad()
+    def follow(self, answers: Tensor, momentum: float) -> None:
+        """Move towards the mean of the answers (..., size): centre ← momentum · centre + (1 - momentum) · mean."""
+        self.mean.lerp_(gather(answers.flatten(0, -2).mean(0)[None]).mean(0), 1 - momentum)
+
+
 def fast_bf16(device: torch.device) -> bool:
     """Whether bfloat16 is faster than float32 here: CUDA from Ampere on, CPUs with AVX512-bf16 or AMX."""
     if device.type == "cuda":

@@ -1,5 +1,7 @@
 """Lab has its published values and comes back; the ab bins are the published 313; the quick search is exact."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -93,3 +95,14 @@ def test_the_quick_search_finds_the_same_bins_as_comparing_with_all() -> None:
         assert torch.allclose(squared[rows], plain, atol=1e-2)
     assert torch.allclose((bins.centres[near] - ab[:, None]).square().sum(2), squared)
     assert not bins.state_dict(), "derived, so not in a checkpoint"
+
+
+def test_annealing_goes_from_the_likeliest_colour_to_the_mean() -> None:
+    bins = AbBins()
+    told, rest = torch.tensor([3, 100, 250]), torch.full((1, 313), -math.inf)
+    probabilities, colours = torch.tensor([0.2, 0.5, 0.3]), bins.centres[told]
+    logp = rest.index_copy(1, told, probabilities.log()[None])
+    assert torch.allclose(bins.decode(logp, 0.01), colours[1:2], atol=1e-3)
+    assert torch.allclose(bins.decode(logp, 1.0), (0.2 * colours[0] + 0.5 * colours[1] + 0.3 * colours[2])[None])
+    p = probabilities.pow(1 / 0.38)
+    assert torch.allclose(bins.decode(logp, 0.38), (p / p.sum()) @ colours[None], atol=1e-4)

@@ -11,14 +11,12 @@ from torch.multiprocessing.spawn import spawn
 
 from selfsight import backbones, optim
 from selfsight.data.images import Batch
-from selfsight.data.lab import AbBins, ab_bins, lab_to_rgb
+from selfsight.data.lab import AbBins, ab_bins, lab_to_rgb, shrunk_ab
 from selfsight.errors import SelfsightError
 from selfsight.methods import Facts
 from selfsight.methods.colorization import (
     Colorization,
-    decode,
     rebalancing,
-    shrunk_ab,
     weighted_cross_entropy,
 )
 
@@ -110,15 +108,6 @@ def test_rare_colours_weigh_more_and_a_common_pixel_one_on_average() -> None:
     assert float((prior * weight).sum()) == pytest.approx(1)
     assert float(weight[3] / weight[0]) == pytest.approx((0.5 * 0.7 + 0.125) / 0.125)
     assert torch.allclose(rebalancing(prior, 1.0), torch.ones(4))
-
-
-def test_annealing_goes_from_the_likeliest_colour_to_the_mean() -> None:
-    centres = torch.tensor([[0.0, 10.0], [20.0, 30.0], [40.0, 0.0]])
-    logp = torch.tensor([[0.2, 0.5, 0.3]]).log()
-    assert torch.allclose(decode(logp, centres, 0.01), centres[1:2], atol=1e-3)
-    assert torch.allclose(decode(logp, centres, 1.0), torch.tensor([[22.0, 17.0]]))
-    p = torch.tensor([0.2, 0.5, 0.3]).pow(1 / 0.38)
-    assert torch.allclose(decode(logp, centres, 0.38), (p / p.sum()) @ centres[None], atol=1e-4)
 
 
 def test_an_encoded_colour_decodes_to_nearly_itself() -> None:

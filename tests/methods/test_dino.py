@@ -67,10 +67,10 @@ def test_loss_gradient_and_centre_equal_a_plain_loop_and_lightlys_over_many_step
         for value, grad in results[1:]:
             assert torch.allclose(value, results[0][0], atol=1e-5), step
             assert torch.allclose(grad, results[0][1], atol=1e-5), step
-        method.move_centre(cosines, 0.9)
+        method.centre.follow(cosines, 0.9)
         plain_centre = 0.9 * plain_centre + 0.1 * sum(cosines[t, i] for t in range(2) for i in range(4)) / 8
-        assert torch.allclose(method.centre, plain_centre, atol=1e-6)
-        assert torch.allclose(method.centre, theirs.center.flatten(), atol=1e-6)
+        assert torch.allclose(method.centre.mean, plain_centre, atol=1e-6)
+        assert torch.allclose(method.centre.mean, theirs.center.flatten(), atol=1e-6)
 
 
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
@@ -83,13 +83,13 @@ def test_the_teacher_sees_global_views_only_and_the_student_all(backbone: str) -
     method.head.register_forward_hook(lambda _, x, y: answers.update(student=y))
     method.teacher.register_forward_hook(lambda _, x, y: answers.update(teacher=y))
     method.teacher.progress.fill_(1.0)  # no hurry
-    method.centre.uniform_(-0.1, 0.1)
-    centre = method.centre.clone()
+    method.centre.mean.uniform_(-0.1, 0.1)
+    centre = method.centre.mean.clone()
     loss = method(a_batch(), 1.0)["loss"]
     assert sides == {"student": [(10, 3, 32, 32), (15, 3, 16, 16)], "teacher": [(10, 3, 32, 32)]}
     student, teacher = answers["student"].view(5, 5, -1), answers["teacher"].view(2, 5, -1)
     assert torch.allclose(loss, plain_loss(student, teacher, centre, 0.02), atol=1e-5)
-    assert torch.allclose(method.centre, 0.9 * centre + 0.1 * teacher.mean((0, 1)), atol=1e-6)
+    assert torch.allclose(method.centre.mean, 0.9 * centre + 0.1 * teacher.mean((0, 1)), atol=1e-6)
 
 
 def test_gradients_never_reach_the_teacher() -> None:
@@ -160,9 +160,9 @@ def test_the_teachers_temperature_rises_to_its_end() -> None:
 def test_the_centre_is_in_the_checkpoint() -> None:
     method, other = a_dino(), a_dino()
     method(a_batch(), 0.5)
-    assert method.centre.any(), "set by the first batch"
+    assert method.centre.mean.any(), "set by the first batch"
     other.load_state_dict(method.state_dict())
-    assert torch.equal(other.centre, method.centre)
+    assert torch.equal(other.centre.mean, method.centre.mean)
 
 
 def test_answers_are_float32_under_autocast() -> None:
@@ -178,7 +178,7 @@ def test_teacher_entropy_and_divergence_tell_the_two_collapses() -> None:
     assert float(out["teacher_entropy"] + out["divergence"]) == pytest.approx(float(out["loss"].detach()), abs=1e-5)
     method.head.prototypes.data[:] = method.head.prototypes.data[0]
     method.teacher.update(torch.nn.Sequential(method.backbone, method.head), 0.0)
-    method.centre.zero_()
+    method.centre.mean.zero_()
     uniform = method(a_batch(), 0.5)
     assert float(uniform["teacher_entropy"]) == pytest.approx(math.log(PROTOTYPES), abs=1e-4)
     assert float(uniform["divergence"]) == pytest.approx(0, abs=1e-4)
@@ -219,15 +219,15 @@ def move_centre_of_half(rank: int, folder: str, cosines: Tensor) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     method = a_dino()
-    method.move_centre(cosines[:, 3 * rank : 3 * rank + 3], 0.9)
-    torch.save(method.centre, f"{folder}/centre{rank}")
+    method.centre.follow(cosines[:, 3 * rank : 3 * rank + 3], 0.9)
+    torch.save(method.centre.mean, f"{folder}/centre{rank}")
     dist.destroy_process_group()
 
 
 def test_two_processes_have_one_centre(tmp_path: Path) -> None:
     cosines = torch.rand(2, 6, PROTOTYPES)
     method = a_dino()
-    method.move_centre(cosines, 0.9)
+    method.centre.follow(cosines, 0.9)
     spawn(move_centre_of_half, (str(tmp_path), cosines), nprocs=2)
     for rank in (0, 1):
-        assert torch.allclose(torch.load(tmp_path / f"centre{rank}", weights_only=True), method.centre, atol=1e-6)
+        assert torch.allclose(torch.load(tmp_path / f"centre{rank}", weights_only=True), method.centre.mean, atol=1e-6)

@@ -7,6 +7,7 @@ autocast would round to bfloat16.
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 # Linear sRGB to XYZ. Each row is divided by its sum, the white's XYZ: so white is 1, 1, 1, and greys have a = b = 0.
@@ -34,6 +35,11 @@ def rgb_to_lab(x: Tensor) -> Tensor:
     f = torch.where(xyz > EPSILON, xyz.clamp(min=EPSILON).pow(1 / 3), (KAPPA * xyz + 16) / 116)
     fx, fy, fz = f.unbind(-3)
     return torch.stack([116 * fy - 16, 500 * (fx - fy), 200 * (fy - fz)], -3)
+
+
+def shrunk_ab(x: Tensor, side: int) -> Tensor:
+    """Return the (a, b) of sRGB (B, 3, H, W) in [0, 1], shrunk to `side` pixels: (B, side, side, 2)."""
+    return rgb_to_lab(F.adaptive_avg_pool2d(x, side))[:, 1:].permute(0, 2, 3, 1)
 
 
 def lab_to_rgb(lab: Tensor) -> Tensor:
@@ -118,6 +124,12 @@ class AbBins(nn.Module):
         candidates = self.around[self.home[row * (2 * EDGE // STEP + 1) + column]]  # (N, CANDIDATES)
         squared, order = (self.centres[candidates] - ab[:, None]).square().sum(2).topk(k, largest=False)
         return candidates.gather(1, order), squared
+
+    def decode(self, logp: Tensor, temperature: float) -> Tensor:
+        """Return the annealed mean (..., 2) in ab of log probabilities (..., 313) of the bins (equation 5)."""
+        p = F.softmax(logp / temperature, -1)
+        with torch.autocast(p.device.type, enabled=False):
+            return p @ self.centres
 
 
 def _mixed(x: Tensor, matrix: Tensor) -> Tensor:

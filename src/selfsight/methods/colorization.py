@@ -15,7 +15,7 @@ from torch import Tensor
 from selfsight.backbones import Backbone
 from selfsight.data.augment import View, whole
 from selfsight.data.images import Batch
-from selfsight.data.lab import AbBins, lab_to_rgb, rgb_to_lab, to_lightness
+from selfsight.data.lab import AbBins, lab_to_rgb, rgb_to_lab, shrunk_ab, to_lightness
 from selfsight.errors import SelfsightError
 from selfsight.methods.method import Facts, Method
 from selfsight.nn import map_decoder, process
@@ -99,7 +99,7 @@ class Colorization(Method):
         guess = (self.prior * balance).clamp(min=1e-12).log()
         # So balanced the network overstates rare colours; divided by the balance its answer is what it expects.
         some = slice(len(ab) // 4 if self.training else None)  # enough for a curve
-        expected = decode(logp.detach()[some] - balance.log(), self.bins.centres, 1.0)
+        expected = self.bins.decode(logp.detach()[some] - balance.log(), 1.0)
         guesses = {"ab_error": expected, "grey_error": ab.new_zeros(2), "mean_error": self.prior @ self.bins.centres}
         return {
             "loss": weighted_cross_entropy(logp, near, share, weight),
@@ -132,16 +132,11 @@ class Colorization(Method):
         """Show ten images in grey, in the colours that it gave them, and as they are."""
         x = whole(batch, self.view.size)[:10]
         answers = self.answer(x)
-        ab = decode(answers, self.bins.centres, self.config.temperature).permute(0, 3, 1, 2)  # (B, 2, h, w)
+        ab = self.bins.decode(answers, self.config.temperature).permute(0, 3, 1, 2)  # (B, 2, h, w)
         ab = F.interpolate(ab, x.shape[-2:], mode="bilinear")
         answered = lab_to_rgb(torch.cat([rgb_to_lab(x)[:, :1], ab], 1))
         rows = torch.stack([to_lightness(x).expand_as(x), answered, x])
         return {"Top to bottom: the grey image that it sees, the colours that it answers, the true colours": rows}
-
-
-def shrunk_ab(x: Tensor, side: int) -> Tensor:
-    """Return the (a, b) of (B, 3, S, S), shrunk to `side` pixels: (B, side, side, 2)."""
-    return rgb_to_lab(F.adaptive_avg_pool2d(x, side))[:, 1:].permute(0, 2, 3, 1)
 
 
 def rebalancing(prior: Tensor, balance: float) -> Tensor:
@@ -156,10 +151,3 @@ def rebalancing(prior: Tensor, balance: float) -> Tensor:
 def weighted_cross_entropy(logp: Tensor, near: Tensor, share: Tensor, weight: Tensor) -> Tensor:
     """Return equation 2: the cross entropy of log probabilities (N, Q) and soft encodings (N, 5), weighted by pixel."""
     return -(weight * (share * logp.gather(1, near)).sum(1)).mean()
-
-
-def decode(logp: Tensor, centres: Tensor, temperature: float) -> Tensor:
-    """Return equation 5's annealed mean (..., 2) in ab of log probabilities (..., Q); centres (Q, 2)."""
-    p = F.softmax(logp / temperature, -1)
-    with torch.autocast(p.device.type, enabled=False):
-        return p @ centres

@@ -16,7 +16,7 @@ from selfsight.backbones import Backbone
 from selfsight.data.augment import asymmetric_pair, whole
 from selfsight.data.images import Batch
 from selfsight.methods.method import Facts, Method
-from selfsight.nn import PrototypeHead, Teacher, gather
+from selfsight.nn import Centre, PrototypeHead, Teacher
 from selfsight.optim import Optim
 from selfsight.pictures import bars
 
@@ -50,8 +50,8 @@ class DINO(Method):
         teacher_warmup: float = 0.1
         """Share of the training over which the teacher's temperature rises."""
         momentum: float | None = None
-        """The teacher's at the start, at most, and 1 at the end; by default 0.99 up to 100,000 images, 0.996 for
-        ImageNet. Less in trainings of under 2,000 steps, where the teacher averages over their twentieth."""
+        """The teacher's at the start, 1 at the end; by default 0.99 up to 100,000 images, 0.996 for ImageNet; at most
+        such that it averages over a twentieth of the training."""
         centre_momentum: float = 0.9
         """Of the mean of the teacher's answers that is taken from them; less in trainings of under 200 steps."""
         freeze: float = 0.02
@@ -65,8 +65,7 @@ class DINO(Method):
         hflip: float = 0.5
         """Probability of a left-right flip; 0 where left and right mean something, as in text."""
         strength: float | None = None
-        """Strength of the colour jitter, 0 to 5; by default 2 up to 100,000 images, where colours alone would tell too
-        much of which image it is, the paper's 1 for ImageNet."""
+        """Strength of the colour jitter, 0 to 5; by default 2 up to 100,000 images, the paper's 1 for ImageNet."""
 
         def fit_to(self, facts: Facts) -> Self:
             """Fill in what depends on the number and the size of the images."""
@@ -85,8 +84,6 @@ class DINO(Method):
                 strength=2 - grown if self.strength is None else self.strength,
             )
 
-    centre: Tensor
-
     def __init__(self, backbone: Backbone, config: Config) -> None:
         super().__init__(backbone, config)
         spec = backbone.spec
@@ -98,11 +95,9 @@ class DINO(Method):
         sizes = backbone.dim, config.hidden, config.bottleneck, config.prototypes
         self.head = PrototypeHead(*sizes, norm=bool(config.head_norm))
         self.teacher = Teacher(nn.Sequential(backbone, self.head))
-        self.register_buffer("centre", torch.zeros(config.prototypes))
+        self.centre = Centre(config.prototypes)
         self.views = asymmetric_pair(spec.image_size, spec.channels, config.global_min, config.hflip, config.strength)
-        # Local views are to global ones as the paper's 96 pixels to 224, in whole patches or steps of 16 pixels.
-        unit = spec.patch_size or 16
-        side = max(math.ceil(spec.image_size * 3 / 7 / unit) * unit, backbone.reduction)
+        side = backbone.side_from(spec.image_size * 3 / 7)  # as the paper's local views of 96 pixels to its 224
         scale, blur = (config.local_min, config.global_min), 0.5 * self.views[0].blur
         self.local = replace(self.views[0], size=side, scale=scale, blur=blur)
 
@@ -118,13 +113,13 @@ class DINO(Method):
         frozen = progress < self.config.freeze
         student = self.head(torch.cat(features), frozen).unflatten(0, (-1, len(batch.images)))  # (2 + L, B, K)
         teacher = self.teacher(large).unflatten(0, (2, -1))  # (2, B, K)
-        if not self.centre.any():  # begun at zero, it is caught up with while the student learns one answer for all
-            self.move_centre(teacher, 0.0)
+        if self.centre.new:  # begun at zero, it is caught up with while the student learns one answer for all
+            self.centre.follow(teacher, 0.0)
         target = self.sharpen(teacher, progress)
         loss = dino_loss(student, target, self.config.student_temperature)
-        self.move_centre(teacher, self.teacher.brisk(self.config.centre_momentum, progress))
+        self.centre.follow(teacher, self.teacher.brisk(self.config.centre_momentum, progress))
         entropy = torch.special.entr(target).sum(2).mean()
-        chance = torch.tensor(math.log(len(self.centre)))
+        chance = torch.tensor(math.log(target.shape[2]))
         return {"loss": loss, "teacher_entropy": entropy, "divergence": loss.detach() - entropy, "chance": chance}
 
     def sharpen(self, cosines: Tensor, progress: float) -> Tensor:
@@ -133,12 +128,7 @@ class DINO(Method):
         assert end
         start = min(self.config.teacher_temperature_start, end)
         risen = min(progress / warmup, 1) if warmup else 1
-        return F.softmax((cosines - self.centre) / (start + (end - start) * risen), dim=-1)
-
-    @torch.no_grad()
-    def move_centre(self, cosines: Tensor, momentum: float) -> None:
-        """Move the centre towards the mean of the teacher's cosines (2, B, K) over all processes (equation 4)."""
-        self.centre.lerp_(gather(cosines.mean((0, 1))[None]).mean(0), 1 - momentum)
+        return F.softmax(self.centre(cosines) / (start + (end - start) * risen), dim=-1)
 
     def after_step(self, progress: float) -> None:
         """Move the teacher, less and less. Its BatchNorm statistics are its own, of global views only."""
@@ -153,18 +143,16 @@ class DINO(Method):
 
     def picture(self, batch: Batch) -> dict[str, Tensor]:
         """Show views of each image, and what the teacher answers for one and the student for others."""
-        size, temperature = self.views[0].size, self.config.student_temperature
         one, two, local = self.views[0](batch), self.views[1](batch), self.local(batch)
         target = self.sharpen(self.teacher(one), 1.0)  # (B, K)
+        temperature, likely = self.config.student_temperature, target.topk(min(16, target.shape[1])).indices
         answers = [F.softmax(self.head(self.backbone(x)) / temperature, dim=1) for x in (two, local)]
-        likely = target.topk(min(16, target.shape[1])).indices
-        drawn = [bars(p.gather(1, likely) / p.amax(1, keepdim=True), size) for p in (target, *answers)]
-        views = torch.stack([whole(batch, size), one, two, F.interpolate(local, (size, size))])
-        rows = torch.stack([one, *(x.expand_as(one) for x in drawn)])
+        drawn = [bars(p.gather(1, likely) / p.amax(1, keepdim=True), one.shape[-1]) for p in (target, *answers)]
+        views = [whole(batch, one.shape[-1]), one, two, F.interpolate(local, one.shape[-2:])]
         return {
-            "The image, two global views, and a local view, which only the student sees": views[:, :10],
-            "A global view; the teacher's 16 likeliest prototypes for it; how likely the student finds these from "
-            "the other global view; and from a local view": rows[:, :10],
+            "The image, two global views, and a local view, which only the student sees": torch.stack(views)[:, :10],
+            "A global view; the teacher's 16 likeliest prototypes for it; how likely the student finds these from the "
+            "other global view; and from a local view": torch.stack([one, *(x.expand_as(one) for x in drawn)])[:, :10],
         }
 
 
