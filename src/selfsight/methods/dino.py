@@ -59,9 +59,9 @@ class DINO(Method):
         local_views: int | None = None
         """Small crops an image; by default 6, and 4 up to 64 pixels."""
         local_min: float | None = None
-        """Smallest local crop as a share of the image; by default 0.05, and 0.1 up to 64 pixels."""
-        global_min: float | None = None
-        """Largest local and smallest global crop as a share of the image; by default 0.4, and 0.25 up to 64 pixels."""
+        """Smallest local crop as a share of the image; by default 0.05, and 0.2 up to 64 pixels."""
+        global_min: float = 0.4
+        """Largest local crop and smallest global crop as a share of the image."""
         hflip: float = 0.5
         """Probability of a left-right flip; 0 where left and right mean something, as in text."""
         strength: float | None = None
@@ -80,8 +80,7 @@ class DINO(Method):
                 momentum=0.99 + 0.006 * grown if self.momentum is None else self.momentum,
                 local_views=(4 if small else 6) if self.local_views is None else self.local_views,
                 head_norm=facts.images <= 100_000 if self.head_norm is None else self.head_norm,
-                local_min=self.local_min or (0.1 if small else 0.05),
-                global_min=self.global_min or (0.25 if small else 0.4),
+                local_min=self.local_min or (0.2 if small else 0.05),
                 strength=2 - grown if self.strength is None else self.strength,
             )
 
@@ -92,7 +91,6 @@ class DINO(Method):
         assert config.prototypes
         assert config.hidden
         assert config.local_min
-        assert config.global_min
         assert config.strength is not None
         sizes = backbone.dim, config.hidden, config.bottleneck, config.prototypes
         self.head = PrototypeHead(*sizes, norm=bool(config.head_norm))
