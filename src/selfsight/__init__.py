@@ -17,17 +17,40 @@ if TYPE_CHECKING:
     from selfsight.embed import Embedding
     from selfsight.errors import SelfsightError
     from selfsight.evaluate.curve import EvaluateConfig
+    from selfsight.tasks.classification import ClassificationConfig
+    from selfsight.tasks.curve import TrainConfig
+    from selfsight.tasks.jobs import DetectionConfig, SegmentationConfig
+    from selfsight.tasks.learning import LearnConfig
     from selfsight.training import Pretrain
 
-__all__ = ["Embedding", "EvaluateConfig", "Pretrain", "Run", "SelfsightError", "load", "open_images", "pretrain"]
+__all__ = [
+    "ClassificationConfig",
+    "DetectionConfig",
+    "Embedding",
+    "EvaluateConfig",
+    "LearnConfig",
+    "Pretrain",
+    "Run",
+    "SegmentationConfig",
+    "SelfsightError",
+    "TrainConfig",
+    "load",
+    "open_images",
+    "pretrain",
+]
 __version__ = "0.1.0"
 
 _HOMES = {
+    "ClassificationConfig": "tasks.classification",
+    "DetectionConfig": "tasks.jobs",
     "Embedding": "embed",
     "EvaluateConfig": "evaluate.curve",
+    "LearnConfig": "tasks.learning",
     "Pretrain": "training",
     "Run": "api",
+    "SegmentationConfig": "tasks.jobs",
     "SelfsightError": "errors",
+    "TrainConfig": "tasks.curve",
     "load": "api",
     "open_images": "data",
     "pretrain": "api",

@@ -23,8 +23,9 @@ from selfsight.pictures import MOST_IMAGES, Picture, examples, read_pictures, sa
 from selfsight.report import draw_looks, write_report, write_trained
 from selfsight.run import RunFolder
 from selfsight.tasks.classification import ClassificationConfig
-from selfsight.tasks.curve import TASKS, Settings, TrainConfig, Trained, learning
+from selfsight.tasks.curve import TASKS, Settings, TrainConfig, Trained, default_learning
 from selfsight.tasks.curve import train as train_task
+from selfsight.tasks.learning import LearnConfig
 from selfsight.training import Pretrain
 from selfsight.watch import draw
 
@@ -115,18 +116,28 @@ class Run:
         save_pictures(folder, draw(method, found, rows, seed) | draw_looks(self.backbone(), found, rows))
         return read_pictures(folder)
 
-    def train(self, data: Any, settings: Settings | None = None, config: TrainConfig | None = None) -> Trained:
+    def train(
+        self,
+        data: Any,
+        settings: Settings | None = None,
+        config: TrainConfig | None = None,
+        learning: LearnConfig | None = None,
+    ) -> Trained:
         """Train a classifier, a detector or a segmenter on labels, by the kind of `settings`.
 
         With `config.labels` on each fraction of them, beside training from scratch: how many labels does pretraining
-        save? The default `config` is the task's own: TrainConfig(learning=learning(task)) of selfsight.tasks.curve.
-        Model, results.jsonl, curve.png and report.html go to `config.out`, by default runs/<data>-<task>.
+        save? `learning` says how, by default as suits the task (selfsight.tasks.curve.default_learning). The model,
+        results.jsonl, curve.png and report.html go to `config.out`, by default runs/<data>-<task>.
         """
         settings = settings or ClassificationConfig()
         task = next(name for name, kind in TASKS.items() if isinstance(settings, kind))
-        config = config or TrainConfig(learning=learning(task))
-        out = config.out or Path("runs") / f"{pretraining.name_of(data)}-{task}"
-        trained = train_task(self.backbone(), data, config, settings, method=self.method, run=str(self.path), out=out)
+        config, learning = config or TrainConfig(), learning or default_learning(task)
+        out, method = config.out or Path("runs") / f"{pretraining.name_of(data)}-{task}", self.method
+        trained = train_task(
+            self.backbone(), data, config, settings, learning, method=method, run=str(self.path), out=out
+        )
+        if trained is None:  # a helper process has nothing left to do
+            raise SystemExit(0)
         write_trained(trained)
         return trained
 

@@ -208,7 +208,8 @@ def train_verb(argv: list[str]) -> None:
     """Train a classifier, detector or segmenter on labels, pretrained and, with --labels, from scratch too."""
     from selfsight import api
     from selfsight.evaluate.results import print_table
-    from selfsight.tasks.curve import TASKS, TrainConfig, learning
+    from selfsight.tasks.curve import TASKS, TrainConfig, default_learning
+    from selfsight.tasks.learning import LearnConfig
 
     if not argv or argv[0] not in TASKS:
         print(f"selfsight train TASK RUN DATA [flags]\n\nTASK is one of: {', '.join(TASKS)}")
@@ -223,14 +224,15 @@ def train_verb(argv: list[str]) -> None:
         [
             ("run", Annotated[Positional[Path], tyro.conf.arg(help="Run folder: the pretrained backbone.")]),
             ("data", Annotated[Positional[str], tyro.conf.arg(help="Labelled images.")]),
-            ("config", OmitArgPrefixes[TrainConfig], field(default=TrainConfig(learning=learning(argv[0])))),
+            ("config", OmitArgPrefixes[TrainConfig], field(default_factory=TrainConfig)),
+            ("learning", OmitArgPrefixes[LearnConfig], field(default=default_learning(argv[0]))),
             ("settings", Annotated[kind, tyro.conf.OmitArgPrefixes], field(default_factory=kind)),
             ("shared", OmitArgPrefixes[Shared], field(default_factory=Shared)),
         ],
     )
     prog = f"selfsight train {argv[0]}"
     asked: Any = tyro.cli(arguments, args=argv[1:], prog=prog, description=train_verb.__doc__)
-    trained = api.load(asked.run).train(asked.data, asked.settings, asked.config)
+    trained = api.load(asked.run).train(asked.data, asked.settings, asked.config, asked.learning)
     saved, report = trained.savings(), trained.out / "report.html"
     if asked.shared.json:
         rows = api.rows_as_dicts(trained.rows)

@@ -27,7 +27,7 @@ def test_what_scratch_needs_is_between_the_amounts_measured_on_a_logarithmic_axi
     assert found[1].needed == pytest.approx(1.0)
     assert found[0].gain == pytest.approx(0.1)
     assert found[0].measurable
-    assert not found[0].beyond
+    assert found[0].beyond is None
     assert found[0].low == pytest.approx(0.2), "all seeds agree"
     assert (
         found[0].sentence() == "With 10 % of the labels pretraining gives what scratch needs 20 % (20 % to 20 %) for."
@@ -49,10 +49,16 @@ def test_a_gain_within_the_noise_is_called_none() -> None:
     assert "no measurable gain" in found.sentence()
 
 
-def test_beyond_all_that_scratch_was_given_it_says_at_least() -> None:
+def test_beyond_all_that_scratch_was_given_it_says_more() -> None:
     (found,) = savings([*SCRATCH, *rows("dino", {0.4: [0.7, 0.8, 0.75]})])
-    assert found.beyond
-    assert found.sentence() == "With 40 % of the labels pretraining gives what scratch needs at least 100 % for."
+    assert found.beyond == 1.0
+    words = "With 40 % of the labels pretraining gives what scratch needs more than 100 % for (+44.0 ± 9.9 points)."
+    assert found.sentence() == words
+
+
+def test_with_one_amount_scratch_needs_more_than_that() -> None:
+    (found,) = savings([*rows("scratch", {0.01: [0.5, 0.51]}), *rows("dino", {0.01: [0.6, 0.62]})])
+    assert "scratch needs more than 1 % for (+10.5 ±" in found.sentence()
 
 
 def test_one_seed_says_little() -> None:
@@ -65,7 +71,7 @@ def test_a_curve_that_falls_or_rests_counts_from_where_its_height_was_first_reac
     scratch = rows("scratch", {0.1: [0.2], 0.2: [0.3], 0.5: [0.3], 1.0: [0.25]})
     (found,) = savings([*scratch, *rows("dino", {0.1: [0.3]})])
     assert found.needed == pytest.approx(0.2)
-    assert not found.beyond
+    assert found.beyond is None
 
 
 def test_counts_per_class_are_not_mixed_with_fractions() -> None:

@@ -27,14 +27,16 @@ from selfsight.evaluate.savings import savings
 from selfsight.run import RunFolder
 from selfsight.tasks import curve
 from selfsight.tasks.classification import Classification, ClassificationConfig, Head, open_classified
-from selfsight.tasks.curve import TrainConfig, learning, open_job, train
+from selfsight.tasks.curve import TrainConfig, default_learning, open_job, train
 from selfsight.tasks.learning import LearnConfig, Learner, learn
 from selfsight.tasks.predict import PredictConfig, load_model, predict
 from tests.evaluate.digits import CPU
 from tests.evaluate.digits import digits as small_digits
 
 SIDE = 16
-SHORT = replace(learning("classification"), lr=2e-3, head_lr=2e-3, min_steps=60, max_steps=60, batch_size=32, checks=2)
+SHORT = replace(
+    default_learning("classification"), lr=2e-3, head_lr=2e-3, min_steps=60, max_steps=60, batch_size=32, checks=2
+)
 
 
 def net(name: str = "test_resnet") -> Backbone:
@@ -53,9 +55,12 @@ def warmed(name: str) -> Backbone:
     return backbone.eval()
 
 
-def run(data: Path, out: Path, settings: ClassificationConfig, **options: Any) -> curve.Trained:
-    config = replace(TrainConfig(learning=SHORT), **options)
-    return train(net(), data, config, settings, method="simclr", run="run", out=out)
+def run(
+    data: Path, out: Path, settings: ClassificationConfig, learning: LearnConfig = SHORT, **options: Any
+) -> curve.Trained:
+    result = train(net(), data, TrainConfig(**options), settings, learning, method="simclr", run="run", out=out)
+    assert result is not None
+    return result
 
 
 def values(result: curve.Trained, metric: str = "accuracy") -> dict[tuple[str, str, float | int, int], float]:
@@ -75,7 +80,7 @@ def test_a_classifier_learns_is_kept_and_predicts(digits_file: Path, tmp_path: P
     # The model that was kept answers as the one that was scored.
     model = load_model(tmp_path / "out")
     images = open_images(digits_file, image_size=SIDE)
-    job = open_job(net(), digits_file, TrainConfig(), ClassificationConfig())
+    job = open_job(net(), digits_file, TrainConfig(), ClassificationConfig(), SHORT)
     assert isinstance(job, Classification)
     scores = job.scores(model.model, "test", job.rows("test"))
     assert scores["accuracy"] == pytest.approx(value)
@@ -111,7 +116,7 @@ def test_linear_and_knn_heads_leave_the_backbone_as_it_is(digits_file: Path, tmp
         model = load_model(out)
         for a, b in zip(model.model.backbone.parameters(), net().parameters(), strict=True):
             assert torch.equal(a, b)
-        job = open_job(net(), digits_file, TrainConfig(), ClassificationConfig(head=head))
+        job = open_job(net(), digits_file, TrainConfig(), ClassificationConfig(head=head), SHORT)
         assert isinstance(job, Classification)
         answer = job.logits(model.model, "test", job.rows("test")).argmax(1).numpy()
         rows, test = job.rows("train"), job.rows("test")
@@ -170,9 +175,9 @@ def test_a_model_is_calibrated_on_images_that_it_has_not_learned_from(
     learned, asked = [], []
     calibrate = Classification.calibrate
 
-    def watched_learn(job: Any, model: Any, rows: Any, *rest: Any, **options: Any) -> None:
-        learned.append(rows)
-        learn(job, model, rows, *rest, **options)
+    def watched_learn(learner: Learner, device: torch.device) -> None:
+        learned.append(learner.rows)
+        learn(learner, device)
 
     def watched_calibrate(self: Any, model: Any, rows: Any) -> None:
         asked.append(rows)
@@ -189,7 +194,7 @@ def test_a_model_is_calibrated_on_images_that_it_has_not_learned_from(
 
 
 def test_validation_takes_a_share_of_each_class_and_never_its_last_label(digits_file: Path) -> None:
-    job = open_job(net(), digits_file, TrainConfig(), ClassificationConfig())
+    job = open_job(net(), digits_file, TrainConfig(), ClassificationConfig(), SHORT)
     assert isinstance(job, Classification)
     labels = job.train.targets.argmax(1)
     rows = job.few(110, 0)
@@ -231,7 +236,7 @@ def test_a_run_stopped_while_it_is_tested_does_not_train_again(
 
 def test_pseudo_labels_use_the_rest_and_never_the_test(digits_file: Path, tmp_path: Path) -> None:
     config = ClassificationConfig(pseudo_labels=0.5)
-    job = open_job(net(), digits_file, TrainConfig(), config)
+    job = open_job(net(), digits_file, TrainConfig(), config, SHORT)
     assert isinstance(job, Classification)
     few = job.few(0.1, 0)
     model = job.model(net(), few)
@@ -260,11 +265,11 @@ def test_settings_that_make_no_sense_are_named(several: Path, digits_file: Path)
     for flag, options in wrong:
         with pytest.raises(SelfsightError, match=f"--{flag}"):
             ClassificationConfig(**options)
-    job = open_job(net(), several, TrainConfig(), ClassificationConfig(separator="|"))
+    job = open_job(net(), several, TrainConfig(), ClassificationConfig(separator="|"), SHORT)
     with pytest.raises(SelfsightError, match="--per-class"):
         job.few(5, 0)
     with pytest.raises(SelfsightError, match="multiple of"):
-        open_job(net("test_vit"), digits_file, TrainConfig(image_size=17), ClassificationConfig())
+        open_job(net("test_vit"), digits_file, TrainConfig(image_size=17), ClassificationConfig(), SHORT)
 
 
 def test_all_of_the_labels_are_not_one_a_class(digits_file: Path, tmp_path: Path) -> None:
@@ -284,7 +289,9 @@ def test_images_that_cannot_be_read_are_listed_or_stop_the_run(several: Path, tm
 
 
 def test_mixup_blends_images_and_labels_alike(digits_file: Path) -> None:
-    job = open_job(net(), digits_file, TrainConfig(), ClassificationConfig(mixup=0.4, label_smoothing=0, crop=1.0))
+    job = open_job(
+        net(), digits_file, TrainConfig(), ClassificationConfig(mixup=0.4, label_smoothing=0, crop=1.0), SHORT
+    )
     assert isinstance(job, Classification)
 
     class Watched(torch.nn.Module):
@@ -314,7 +321,7 @@ def test_mixup_blends_images_and_labels_alike(digits_file: Path) -> None:
 
 
 def test_rates_of_a_pretrained_vit_fall_towards_the_first_block(digits_file: Path, tmp_path: Path) -> None:
-    job = open_job(net("test_vit"), digits_file, TrainConfig(), ClassificationConfig())
+    job = open_job(net("test_vit"), digits_file, TrainConfig(), ClassificationConfig(), SHORT)
     rows, none = job.rows("train")[:8], np.zeros(0, np.int64)
 
     def peaks(pretrained: bool, **options: Any) -> dict[str, float]:
@@ -340,7 +347,7 @@ def test_a_class_of_the_test_that_training_has_not_is_named(digits_file: Path, t
     with np.load(digits_file) as digits:
         np.savez(tmp_path / "few.npz", images=digits["images"][:200], labels=digits["labels"][:200] % 5)
     with pytest.raises(SelfsightError, match="'5'"):
-        open_job(net(), tmp_path / "few.npz", TrainConfig(test=str(digits_file)), ClassificationConfig())
+        open_job(net(), tmp_path / "few.npz", TrainConfig(test=str(digits_file)), ClassificationConfig(), SHORT)
 
 
 def test_predictions_of_a_folder_are_a_table_and_pictures(digits_file: Path, tmp_path: Path) -> None:
@@ -374,12 +381,10 @@ def test_other_weights_are_a_start_to_compare_with(digits_file: Path, tmp_path: 
     assert {row.method for row in result.rows} == {"simclr", "imagenet", "random"}
     vit = tmp_path / "vit.safetensors"
     save_file(timm.create_model("test_vit", in_chans=1).state_dict(), vit)  # of 160 pixels
-    config = TrainConfig(
-        imagenet=str(vit), image_size=32, baselines=True, learning=replace(SHORT, min_steps=2, max_steps=2)
-    )
-    start = net("test_vit")
-    out = tmp_path / "vit"
-    trained = train(start, digits_file, config, ClassificationConfig(), method="dino", run="run", out=out)
+    config = TrainConfig(imagenet=str(vit), image_size=32, baselines=True)
+    brief, out, settings = replace(SHORT, min_steps=2, max_steps=2), tmp_path / "vit", ClassificationConfig()
+    trained = train(net("test_vit"), digits_file, config, settings, brief, method="dino", run="run", out=out)
+    assert trained is not None
     assert {row.method for row in trained.main} == {"dino", "imagenet", "scratch"}
     ours = [row for row in trained.main if row.method != "imagenet"]
     assert trained.savings() == [s.sentence() for s in savings(ours)], "what other weights save is not ours"

@@ -2,7 +2,6 @@
 
 import json
 import signal
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from selfsight.run import RunFolder
 from selfsight.tasks import curve
 from selfsight.tasks.curve import TrainConfig, open_job, train
 from selfsight.tasks.jobs import DetectionConfig, SegmentationConfig
-from selfsight.tasks.learning import Batches, Examples, LearnConfig, learn
+from selfsight.tasks.learning import Batches, Examples, LearnConfig, Learner, learn
 from selfsight.tasks.predict import PredictConfig, load_model, predict
 from tests.tasks.scenes import SIDE, backbone, rectangles
 
@@ -52,16 +51,18 @@ def scenes(folder: Path, n: int = 8) -> Path:
     return folder
 
 
-def trained(folder: Path, out: Path, settings: Any, **options: Any) -> curve.Trained:
-    config = replace(TrainConfig(image_size=SIDE, learning=SHORT), **options)
-    return train(backbone("test_resnet"), folder, config, settings, method="simclr", run="run", out=out)
+def trained(folder: Path, out: Path, settings: Any, learning: LearnConfig = SHORT, **options: Any) -> curve.Trained:
+    config, net = TrainConfig(image_size=SIDE, **options), backbone("test_resnet")
+    result = train(net, folder, config, settings, learning, method="simclr", run="run", out=out)
+    assert result is not None
+    return result
 
 
 def test_a_curve_has_each_amount_seed_and_start_and_goes_on_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, out = scenes(tmp_path / "scenes"), tmp_path / "out"
-    options = {"labels": (0.5, 1.0), "seeds": 2}
+    options: dict[str, Any] = {"labels": (0.5, 1.0), "seeds": 2}
     result = trained(folder, out, DetectionConfig(width=32), **options)
     main = [row for row in result.rows if row.metric == "map_50"]
     wanted = {(m, a, s) for m in ("simclr", "scratch") for a in (0.5, 1.0) for s in (0, 1)}
@@ -130,8 +131,8 @@ def test_a_segmenter_is_saved_and_predicts_masks_of_the_originals_size(tmp_path:
 
 def test_a_stopped_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     folder = scenes(tmp_path / "scenes")
-    config = TrainConfig(image_size=SIDE, learning=SHORT)
-    job = open_job(backbone("test_resnet"), folder, config, SegmentationConfig())
+    config = TrainConfig(image_size=SIDE)
+    job = open_job(backbone("test_resnet"), folder, config, SegmentationConfig(), SHORT)
     rows = job.rows("train")
 
     def run(name: str) -> tuple[Any, RunFolder]:
@@ -141,7 +142,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
         return job.model(backbone("test_resnet")), path
 
     whole, out = run("whole")
-    learn(job, whole, rows, NONE, SHORT, out, pretrained=True, seed=3, device=CPU)
+    learn(Learner(job, whole, rows, NONE, SHORT, out, True, 3), CPU)
     parts, out = run("parts")
     seen = 0
     loss = job.loss
@@ -160,18 +161,18 @@ def test_a_stopped_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
             return loss(*arguments)
 
     with pytest.raises(StoppedError):
-        learn(Interrupted(), parts, rows, NONE, SHORT, out, pretrained=True, seed=3, device=CPU)  # type: ignore[arg-type]
+        learn(Learner(Interrupted(), parts, rows, NONE, SHORT, out, True, 3), CPU)  # type: ignore[arg-type]
     assert out.checkpoint_file.exists()
     resumed = job.model(backbone("test_resnet"))
-    learn(job, resumed, rows, NONE, SHORT, out, pretrained=True, seed=3, device=CPU)
+    learn(Learner(job, resumed, rows, NONE, SHORT, out, True, 3), CPU)
     for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
 
 
 def test_examples_are_a_function_of_seed_and_number_and_show_all_images_equally(tmp_path: Path) -> None:
     folder = scenes(tmp_path / "scenes")
-    config = TrainConfig(image_size=SIDE, learning=SHORT)
-    job = open_job(backbone("test_resnet"), folder, config, DetectionConfig())
+    config = TrainConfig(image_size=SIDE)
+    job = open_job(backbone("test_resnet"), folder, config, DetectionConfig(), SHORT)
     rows = job.rows("train")
     examples = Examples(job, rows, seed=5)
     assert sorted(examples.row(i) for i in range(2 * len(rows))) == sorted([*rows, *rows])
@@ -182,6 +183,8 @@ def test_examples_are_a_function_of_seed_and_number_and_show_all_images_equally(
     assert not torch.equal(first[0], Examples(job, rows, seed=6)[7][0])
     stream = iter(Batches(4, start=3))
     assert [next(stream), next(stream)] == [[12, 13, 14, 15], [16, 17, 18, 19]]
+    halves = [iter(Batches(4, 3, rank, 2)) for rank in (0, 1)]
+    assert [next(halves[0]), next(halves[1]), next(halves[0])] == [[12, 13], [14, 15], [16, 17]]
 
 
 def test_a_class_of_the_test_that_training_has_not_is_named(tmp_path: Path) -> None:
@@ -190,7 +193,7 @@ def test_a_class_of_the_test_that_training_has_not_is_named(tmp_path: Path) -> N
     path.write_text(path.read_text().replace('"right"', '"lorry"'))
     config = TrainConfig(image_size=SIDE, test=str(folder / "test"))
     with pytest.raises(SelfsightError, match="'lorry'"):
-        open_job(backbone("test_resnet"), folder / "train", config, DetectionConfig())
+        open_job(backbone("test_resnet"), folder / "train", config, DetectionConfig(), SHORT)
 
 
 def test_an_unfinished_or_foreign_folder_is_no_model(tmp_path: Path) -> None:

@@ -23,8 +23,9 @@ LEARNING = LearnConfig(min_steps=20, epochs=0.1, batch_size=4, head_lr=3e-3, lr=
 
 
 def model(folder: Path, out: Path, settings: Any) -> Path:
-    config = TrainConfig(image_size=SIDE, learning=LEARNING, test=str(folder / "train"))
-    return train(backbone("test_resnet"), folder, config, settings, method="simclr", run="run", out=out).out
+    config, net = TrainConfig(image_size=SIDE, test=str(folder / "train")), backbone("test_resnet")
+    train(net, folder, config, settings, LEARNING, method="simclr", run="run", out=out)
+    return out
 
 
 def answers(file: Path, images: torch.Tensor) -> list[NDArray[Any]]:
@@ -34,11 +35,10 @@ def answers(file: Path, images: torch.Tensor) -> list[NDArray[Any]]:
 
 
 def test_a_classifier_gives_the_same_confidences(tmp_path: Path, digits_file: Path) -> None:
-    config = TrainConfig(learning=LEARNING)
     net = backbone("test_resnet", 16, 1)
     for settings in (ClassificationConfig(head="linear"), ClassificationConfig(head="knn")):
         out = tmp_path / settings.head
-        train(net, digits_file, config, settings, method="simclr", run="run", out=out)
+        train(net, digits_file, TrainConfig(), settings, LEARNING, method="simclr", run="run", out=out)
         file = export_task(out)
         assert file == out / "model.onnx"
         trained = load_model(out).model.cpu()

@@ -29,8 +29,9 @@ class Savings:
     """Lower end of its 95 % t-interval; None with one seed."""
     high: float | None
     """Upper end; None with one seed."""
-    beyond: bool
-    """Whether in some seed scratch was worse even with the most labels measured: `needed` is then too low."""
+    beyond: float | int | None
+    """The most labels that scratch was given, where in some seed it was worse even with these, so that `needed` is too
+    low; else None."""
 
     @property
     def measurable(self) -> bool:
@@ -42,14 +43,16 @@ class Savings:
         with_labels = f"With {_labels(self.labels)}"
         if self.margin is None:
             return f"{with_labels} one seed says little of what pretraining saves: use --seeds 3 or more."
+        points = f"{100 * self.gain:+.1f} ± {100 * self.margin:.1f} points"
         if not self.measurable:
-            points, margin = 100 * self.gain, 100 * self.margin
-            return f"{with_labels} pretraining brings no measurable gain ({points:+.1f} ± {margin:.1f} points)."
+            return f"{with_labels} pretraining brings no measurable gain ({points})."
+        if self.beyond is not None:
+            more = f"more than {self._amount(self.beyond)}"
+            return f"{with_labels} pretraining gives what scratch needs {more} for ({points})."
         assert self.low is not None
         assert self.high is not None
-        least = "at least " if self.beyond else ""
-        span = "" if self.beyond else f" ({self._amount(self.low)} to {self._amount(self.high)})"
-        return f"{with_labels} pretraining gives what scratch needs {least}{self._amount(self.needed)}{span} for."
+        needed = f"{self._amount(self.needed)} ({self._amount(self.low)} to {self._amount(self.high)})"
+        return f"{with_labels} pretraining gives what scratch needs {needed} for."
 
     def _amount(self, amount: float) -> str:
         if isinstance(self.labels, int):
@@ -74,14 +77,16 @@ def savings(rows: Sequence[Row]) -> list[Savings]:
         seeds = sorted(set(seeds))
         if not seeds:
             continue
-        gains, logs, beyond = [], [], False
+        gains, logs = [], []
+        beyond: float | int | None = None
         for seed in seeds:
             value = values[False, labels, seed]
             gains.append(value - values[True, labels, seed])
             curve = [(math.log(a), values[True, a, seed]) for a in amounts if (True, a, seed) in values]
             places, heights = zip(*curve, strict=True)
             rising = np.maximum.accumulate(heights)
-            beyond |= bool(value > rising[-1])
+            if value > rising[-1]:
+                beyond = max(a for a in amounts if (True, a, seed) in values)
             # Equal heights would make the inverse ambiguous: the least amount of that height is meant.
             heights_once, first = np.unique(rising, return_index=True)
             logs.append(float(np.interp(value, heights_once, np.array(places)[first])))

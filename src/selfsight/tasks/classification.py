@@ -36,6 +36,7 @@ from selfsight.tasks.classifier import (
 )
 from selfsight.tasks.labelled import spare
 from selfsight.tasks.model import TaskModel
+from selfsight.tasks.processes import told
 
 Head = Literal["finetune", "linear", "knn"]
 Target = dict[str, Tensor]
@@ -317,7 +318,7 @@ class Classification:
         rest = np.setdiff1d(self.train.images.rows("train"), labelled)
         if not len(rest):
             return self, rows
-        sure, answer = self.logits(model, "train", rest).softmax(1).max(1)
+        sure, answer = told(self.logits(model, "train", rest)).softmax(1).max(1)
         taken = (sure >= self.config.pseudo_labels).numpy()
         targets = self.train.targets.copy()
         targets[rest] = F.one_hot(answer, len(self.classes)).float().numpy()

@@ -4,7 +4,7 @@ import copy
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,15 @@ from selfsight.errors import SelfsightError
 from selfsight.evaluate.finetune import PEAK, FinetuneConfig
 from selfsight.evaluate.results import Row, amount_words, append_row, plot_curve, read_rows
 from selfsight.evaluate.savings import BASELINE, savings
-from selfsight.progress import say
+from selfsight.progress import console, say
 from selfsight.run import RunFolder
 from selfsight.tasks.augment import DenseView
 from selfsight.tasks.classification import Classification, ClassificationConfig, open_classified
 from selfsight.tasks.jobs import DenseConfig, Detection, DetectionConfig, Job, Segmentation, SegmentationConfig
 from selfsight.tasks.labelled import open_labelled
-from selfsight.tasks.learning import LearnConfig, learn
+from selfsight.tasks.learning import LearnConfig, Learner, learn
 from selfsight.tasks.model import TaskModel
+from selfsight.tasks.processes import leads, own_device, together
 
 Settings = ClassificationConfig | DetectionConfig | SegmentationConfig
 TASKS: dict[str, type[Settings]] = {
@@ -36,7 +37,7 @@ TASKS: dict[str, type[Settings]] = {
 """The tasks there are, and the settings of each one's model."""
 
 
-def learning(task: str) -> LearnConfig:
+def default_learning(task: str) -> LearnConfig:
     """Return how models of this task learn by default; classifiers as in `selfsight evaluate`."""
     if task != "classification":
         return LearnConfig()
@@ -83,8 +84,6 @@ class TrainConfig:
     """Decode the images once into a memory map."""
     cache_dir: Path | None = None
     """Where the decoded images are kept; by default ~/.cache/selfsight."""
-    learning: LearnConfig = field(default_factory=LearnConfig)
-    """How each model learns."""
 
     def __post_init__(self) -> None:
         for amount in self.labels or ():
@@ -136,31 +135,34 @@ def train(
     data: Any,
     config: TrainConfig,
     settings: Settings,
+    learning: LearnConfig,
     *,
     method: str,
     run: str,
     out: Path,
-) -> Trained:
+) -> Trained | None:
     """Train on each amount of labels, from `backbone` and from what it is compared with; keep the best-fed model.
 
     That one, from `backbone`, on the most labels and the first seed, goes to `out`; rows to `out`/results.jsonl as they
-    come; the same call goes on where it was interrupted.
+    come; the same call goes on where it was interrupted. Returns None in the processes that only help.
 
     Raises SelfsightError for labels that can't be used, for settings that differ from those `out` was begun with,
     StoppedError after Ctrl-C.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    console.quiet = not leads()
+    device = own_device()
     settings = settings.fit_to(device)
-    job = open_job(backbone, data, config, settings)
+    job = open_job(backbone, data, config, settings, learning)
     starts = _starts(backbone, job, config, method)
     # Too few labels are known at once. By repr: all of them, 1.0, is not one a class, 1.
     few = {(repr(amount), seed): job.few(amount, seed) for amount, seed in _subsets(config)}
     folder = RunFolder(out)
-    describe(folder, job, backbone, config, settings, run, method)
-    write_problems(out / "problems.csv", job.problems)
-    if job.problems:
-        where = out / "problems.csv"
-        say(f"{len(job.problems)} labels or images are wrong, listed in {where}; first: {_words(job.problems[0])}")
+    if leads():
+        describe(folder, job, backbone, config, settings, learning, run, method)
+        write_problems(out / "problems.csv", job.problems)
+        if job.problems:
+            where = out / "problems.csv"
+            say(f"{len(job.problems)} labels or images are wrong, listed in {where}; first: {_words(job.problems[0])}")
     done = {row.key for row in read_rows(folder.results_file)}
     most = max(map(repr, config.amounts), key=lambda amount: len(few[amount, config.seed]))
     runs = [(*subset, name) for subset in _subsets(config) for name in starts]
@@ -176,12 +178,14 @@ def train(
         torch.manual_seed(seed)
         fresh, known = create(backbone.spec), starts[name]
         place = out / "parts" / f"{name}-{amount!r}-{seed}"
-        once = Training(job, (known or fresh).to(device), config.learning, place, known is not None, seed)
-        model = once.fit(rows)
-        results = {job.protocol: job.scores(model, "test", job.rows("test"))}
+        once = Training(job, (known or fresh).to(device), learning, place, known is not None, seed)
+        models = {job.protocol: once.fit(rows)}
         if name == method and isinstance(job, Classification) and job.config.pseudo_labels is not None:
-            model = once.with_pseudo_labels(model, rows)
-            results["pseudo"] = job.scores(model, "test", job.rows("test"))
+            models["pseudo"] = once.with_pseudo_labels(models[job.protocol], rows)
+        if not leads():
+            together()
+            continue
+        results = {protocol: job.scores(model, "test", job.rows("test")) for protocol, model in models.items()}
         seconds = round(time.monotonic() - start, 1)
         for protocol, scores in reversed(results.items()):
             for metric, value in reversed(scores.items()):  # the one that `done` looks for comes last
@@ -190,9 +194,13 @@ def train(
             words = ", ".join(f"{metric} {value:.3f}" for metric, value in scores.items() if ":" not in metric)
             say(f"  {protocol}: {words} ({seconds:.0f} s)")
         if keeps:
-            job.illustrate(model, out / "pictures")
-            folder.save_method(model)
+            best = list(models.values())[-1]
+            job.illustrate(best, out / "pictures")
+            folder.save_method(best)
         once.forget()
+        together()
+    if not leads():
+        return None
     rows_now = read_rows(folder.results_file)
     plot_curve([row for row in rows_now if row.metric == job.metric], out / "curve.png")
     return Trained(out, rows_now, method, job.metric, job.protocol, most, len(job.problems))
@@ -236,11 +244,11 @@ class Training:
                 folder.load_method(model)
                 return model.to(device).eval()
             folder.path.mkdir(parents=True, exist_ok=True)
-            seed, pretrained = self.seed, self.pretrained
-            learn(job, model, rows, validated, self.config, folder, pretrained=pretrained, seed=seed, device=device)
+            learn(Learner(job, model, rows, validated, self.config, folder, self.pretrained, self.seed), device)
             job.calibrate(model.to(device), validated)
-            folder.save_method(model)
-            folder.checkpoint_file.unlink(missing_ok=True)
+            if leads():
+                folder.save_method(model)
+                folder.checkpoint_file.unlink(missing_ok=True)
         return model.eval()
 
     def forget(self) -> None:
@@ -249,9 +257,10 @@ class Training:
             file.unlink()
 
 
-def open_job(backbone: Backbone, data: Any, config: TrainConfig, settings: Settings) -> Job:
+def open_job(backbone: Backbone, data: Any, config: TrainConfig, settings: Settings, learning: LearnConfig) -> Job:
     """Return the task of these settings on this data; SelfsightError where it can't be used."""
     largest = config.image_size or (LARGEST_GPU if torch.cuda.is_available() else LARGEST_CPU)
+    protocol = "frozen" if learning.frozen else "finetune"
     options: dict[str, Any] = {
         "image_size": largest,
         "channels": backbone.spec.channels,
@@ -266,15 +275,15 @@ def open_job(backbone: Backbone, data: Any, config: TrainConfig, settings: Setti
         if backbone.spec.patch_size and size % backbone.spec.patch_size:
             raise SelfsightError(f"--image-size {size}: {backbone.spec.name} needs a multiple of {backbone.reduction}")
         classified = open_classified(data, config.test, settings.separator, **options)
-        protocol = _protocol(config) if settings.head == "finetune" else settings.head
-        return Classification(*classified, settings, size, config.learning.hflip, protocol)
+        protocol = protocol if settings.head == "finetune" else settings.head
+        return Classification(*classified, settings, size, learning.hflip, protocol)
     if isinstance(settings, DetectionConfig):
         boxes = open_labelled(data, config.test, open_boxes, **options)
         size = config.image_size or _size(boxes[0].data.sizes, largest)
-        return Detection(*boxes, size, _view(size, backbone, config.learning, settings), _protocol(config), settings)
+        return Detection(*boxes, size, _view(size, backbone, learning, settings), protocol, settings)
     masks = open_labelled(data, config.test, open_masks, **options)
     size = config.image_size or _size(masks[0].data.sizes, largest)
-    return Segmentation(*masks, size, _view(size, backbone, config.learning, settings), _protocol(config), settings)
+    return Segmentation(*masks, size, _view(size, backbone, learning, settings), protocol, settings)
 
 
 def describe(
@@ -283,6 +292,7 @@ def describe(
     backbone: Backbone,
     config: TrainConfig,
     settings: Settings,
+    learning: LearnConfig,
     run: str,
     method: str,
 ) -> None:
@@ -300,6 +310,7 @@ def describe(
         "backbone": spec_to_json(backbone.spec),
         "model": asdict(settings),
         "training": asked,
+        "learning": asdict(learning),
     }
     content = json.loads(json.dumps(content, default=str))
     if folder.config_file.exists():
@@ -332,18 +343,14 @@ def _starts(backbone: Backbone, job: Job, config: TrainConfig, method: str) -> d
     return starts
 
 
-def _protocol(config: TrainConfig) -> str:
-    return "frozen" if config.learning.frozen else "finetune"
-
-
 def _size(sizes: Any, largest: int) -> int:
     """Return the view's side that suits images of these sizes (N, 2)."""
     longer = float(np.percentile(sizes.max(1), 90))
     return int(min(-(-longer // STEP) * STEP, largest))
 
 
-def _view(size: int, backbone: Backbone, config: LearnConfig, settings: DenseConfig) -> DenseView:
-    return DenseView(size, backbone.spec.mean, settings.scale, config.hflip)
+def _view(size: int, backbone: Backbone, learning: LearnConfig, settings: DenseConfig) -> DenseView:
+    return DenseView(size, backbone.spec.mean, settings.scale, learning.hflip)
 
 
 def _words(problem: Any) -> str:

@@ -20,12 +20,13 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from selfsight import optim
 from selfsight.errors import SelfsightError, StoppedError
-from selfsight.nn import fast_bf16
+from selfsight.nn import fast_bf16, process, synchronize_batchnorm
 from selfsight.progress import bar, say
 from selfsight.run import RunFolder
 from selfsight.tasks.augment import Target
 from selfsight.tasks.jobs import Job
 from selfsight.tasks.model import TaskModel
+from selfsight.tasks.processes import leads, told
 from selfsight.watch import Keeper, quiet_lightning
 
 RATE_BATCH = 256
@@ -47,7 +48,7 @@ class LearnConfig:
     max_steps: int = 20_000
     """Steps taken at most."""
     batch_size: int = 8
-    """Images a step."""
+    """Images a step, over all processes."""
     lr: float = 3e-4
     """Peak learning rate of a pretrained backbone."""
     head_lr: float = 1e-3
@@ -74,16 +75,20 @@ class LearnConfig:
     """How often over a training these are asked."""
     precision: Literal["auto", "bf16", "float32"] = "auto"
     """bf16 where the processor is faster with it, else float32."""
+    devices: int = 1
+    """Processes on this machine, one a GPU; with no GPU, processes on the CPU."""
     workers: int | None = None
     """Processes that draw views; by default none on a CPU, 8 with a GPU."""
     checkpoint_minutes: float = 3.0
     """Minutes between checkpoints; Ctrl-C writes one too."""
 
     def __post_init__(self) -> None:
-        for flag in ("minutes", "epochs", "batch_size", "min_steps", "max_steps", "checks"):
+        for flag in ("minutes", "epochs", "batch_size", "min_steps", "max_steps", "checks", "devices"):
             value = getattr(self, flag)
             if value is not None and value <= 0:
                 raise SelfsightError(f"--{flag.replace('_', '-')} {value}: must be above 0")
+        if self.batch_size % self.devices:
+            raise SelfsightError(f"--batch-size {self.batch_size}: is no multiple of --devices {self.devices}")
         if not 0 <= self.validation < 1:
             raise SelfsightError(f"--validation {self.validation}: must be a share below 1")
 
@@ -92,37 +97,29 @@ class LearnConfig:
         return int(min(max(self.epochs * images / self.batch_size, self.min_steps), self.max_steps))
 
 
-def learn(
-    job: Job,
-    model: TaskModel,
-    rows: NDArray[np.int64],
-    validated: NDArray[np.int64],
-    config: LearnConfig,
-    run: RunFolder,
-    *,
-    pretrained: bool,
-    seed: int,
-    device: torch.device,
-) -> None:
-    """Train the model on these rows in place, from the run's last checkpoint if there is one.
+def learn(learner: "Learner", device: torch.device) -> None:
+    """Train the learner's model in place, from its run's last checkpoint if there is one.
 
     With rows to validate on the best weights by the job's metric are kept, else the last.
 
     Raises SelfsightError where the loss is not finite, StoppedError after Ctrl-C.
     """
-    learner = Learner(job, model, rows, validated, config, run, pretrained, seed)
+    config, run = learner.config, learner.run
     bf16 = config.precision == "bf16" or (config.precision == "auto" and fast_bf16(device))
     with quiet_lightning():
         trainer = L.Trainer(
             max_epochs=-1,
             accelerator="gpu" if device.type == "cuda" else "cpu",
-            devices=1,
+            devices=config.devices,
+            # Not all of a detector is of use for all images: its other parameters' gradients are not waited for.
+            strategy="auto" if config.devices == 1 else "ddp_find_unused_parameters_true",
             precision="bf16-mixed" if bf16 else "32-true",
             gradient_clip_val=None,
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
+            use_distributed_sampler=False,
         )
         try:
             checkpoint = run.checkpoint_file if run.checkpoint_file.exists() else None
@@ -131,9 +128,11 @@ def learn(
             learner.keeper.end()
             learner.bar.stop()
     if learner.keeper.stopped:
+        if not leads():
+            raise SystemExit(0)
         raise StoppedError(f"{run.path}: stopped at {learner.progress:.0%}; the same command goes on from there")
     if learner.best is not None:
-        model.load_state_dict(learner.best)
+        learner.model.load_state_dict(learner.best)
 
 
 class Learner(L.LightningModule):
@@ -158,6 +157,11 @@ class Learner(L.LightningModule):
         self.best: dict[str, Tensor] | None = None
         self.loss_sum, self.loss_count = 0.0, 0
         self.keeper, self.bar = Keeper(config.checkpoint_minutes), bar(transient=True)
+
+    def configure_model(self) -> None:
+        """With several processes, let BatchNorm see the whole batch."""
+        if self.trainer.world_size > 1:
+            synchronize_batchnorm(self.model, self.trainer.strategy.root_device)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return AdamW over the backbone and what stands on it; each group knows its own peak rate."""
@@ -188,7 +192,7 @@ class Learner(L.LightningModule):
         workers = (8 if self.device.type == "cuda" else 0) if self.config.workers is None else self.config.workers
         return DataLoader(
             Examples(self.job, self.rows, self.seed),
-            batch_sampler=Batches(self.config.batch_size, self.steps),
+            batch_sampler=Batches(self.config.batch_size, self.steps, *process()),
             collate_fn=collate,
             num_workers=workers,
             pin_memory=self.device.type == "cuda",
@@ -200,7 +204,9 @@ class Learner(L.LightningModule):
         self.keeper.start(self)
         self.model.train()
         self.shown = self.bar.add_task("train", total=100, unit="%", note="")
-        self.bar.start()
+        if leads():
+            self.run.forget_metrics_after(self.steps)
+            self.bar.start()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
         """Set the seed and the rates of this step; -1 ends the training."""
@@ -227,7 +233,7 @@ class Learner(L.LightningModule):
         self.seconds = time.monotonic() - self.started
         before = self.progress
         minutes = self.config.minutes
-        self.progress = min(1.0, self.seconds / (60 * minutes) if minutes else self.steps / self.total)
+        self.progress = told(min(1.0, self.seconds / (60 * minutes) if minutes else self.steps / self.total))
         speed = self.steps * self.config.batch_size / max(self.seconds, 1e-9)
         left = self.seconds / max(self.progress, 1e-9) * (1 - self.progress)
         note = f"loss {self.loss_sum / self.loss_count:.3f} · {speed:,.0f} images/s · {left / 60:.1f} min left"
@@ -245,12 +251,13 @@ class Learner(L.LightningModule):
         if len(self.validated):
             scores = self.job.scores(self.model, "train", self.validated)
             row |= scores
-            value = scores[self.job.metric]
+            value = told(scores[self.job.metric])
             words = f" · {self.job.metric} {value:.3f} on {len(self.validated)} validation images"
             if value > self.value or self.best is None:
                 self.value = value
                 self.best = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
-        self.run.append_metrics(row)
+        if leads():
+            self.run.append_metrics(row)
         if self.bar.disable:
             say(f"  {self.progress:4.0%} · step {self.steps:,} · {note}{words}")
 
@@ -262,7 +269,6 @@ class Learner(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Stand where the run stood."""
         vars(self).update(checkpoint["selfsight"])
-        self.run.forget_metrics_after(self.steps)
 
 
 class Examples(Dataset[tuple[Tensor, Target]]):
@@ -289,14 +295,15 @@ class Examples(Dataset[tuple[Tensor, Target]]):
 
 
 class Batches(Sampler[list[int]]):
-    """The numbers of the examples of each step, from any step on."""
+    """The numbers of the examples of this process's share of each step, from any step on."""
 
-    def __init__(self, batch_size: int, start: int) -> None:
-        self.batch_size, self.start = batch_size, start
+    def __init__(self, batch_size: int, start: int, rank: int = 0, world: int = 1) -> None:
+        self.size, self.start, self.rank, self.world = batch_size // world, start, rank, world
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in itertools.count(self.start):
-            yield list(range(step * self.batch_size, (step + 1) * self.batch_size))
+            first = (step * self.world + self.rank) * self.size
+            yield list(range(first, first + self.size))
 
 
 def collate(examples: list[tuple[Tensor, Target]]) -> tuple[Tensor, list[Target]]:

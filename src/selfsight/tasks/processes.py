@@ -1,0 +1,45 @@
+"""Several processes at one training on labels: which of them leads, and what they agree on.
+
+Lightning starts the helpers as this same program, from its beginning: they must come to the same decisions, and leave
+files and words to the leader.
+"""
+
+import os
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from selfsight.nn import process
+
+T = TypeVar("T")
+
+
+def leads() -> bool:
+    """Return whether this process writes, tests and reports."""
+    return process()[0] == 0 and _local_rank() == 0
+
+
+def own_device() -> torch.device:
+    """Return the GPU of this process if there is one, else the CPU."""
+    return torch.device("cuda", _local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def together() -> None:
+    """Wait until all processes are here."""
+    if process()[1] > 1:
+        dist.barrier()
+
+
+def told(value: T) -> T:
+    """Return the leader's value, which can be pickled."""
+    if process()[1] == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, 0)
+    return box[0]
+
+
+def _local_rank() -> int:
+    """Return this process's number on this machine, which Lightning and torchrun set before the processes meet."""
+    return int(os.environ.get("LOCAL_RANK", 0))
