@@ -49,9 +49,10 @@ def votes(features: Tensor, bank: Tensor, targets: Tensor, k: int, temperature: 
     `bank` (N, D) are unit vectors, `targets` (N, K) 1 where a row is of a class, else 0. Neighbours of several
     classes vote for each of them.
     """
-    similarity, near = (F.normalize(features, dim=1) @ bank.T).topk(k, dim=1)  # (M, k) each
-    weights = (similarity / temperature).softmax(1)
-    return (weights[:, None] @ targets[near])[:, 0]
+    with torch.autocast(features.device.type, enabled=False):  # bfloat16 is too coarse to rank cosines
+        similarity, near = (F.normalize(features.to(bank.dtype), dim=1) @ bank.T).topk(k, dim=1)  # (M, k) each
+        weights = (similarity / temperature).softmax(1)
+        return (weights[:, None] @ targets[near])[:, 0]
 
 
 def neighbours(labels: NDArray[np.int64], k: int) -> int:

@@ -49,8 +49,7 @@ class KnnHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return logits whose softmax (sigmoid, of several classes) is each class's share of the votes."""
-        with torch.autocast(features.device.type, enabled=False):  # bfloat16 is too coarse to rank cosines
-            share = votes(features.float(), self.bank, self.targets, self.k).clamp(1e-6, 1 - 1e-6)
+        share = votes(features, self.bank, self.targets, self.k).clamp(1e-6, 1 - 1e-6)
         return share.logit() if self.many else share.log()
 
 
