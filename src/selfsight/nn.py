@@ -203,19 +203,42 @@ class Centre(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.zeros(size))
 
-    @property
-    def new(self) -> bool:
-        """Whether it has followed nothing yet."""
-        return not self.mean.any()
-
     def forward(self, answers: Tensor) -> Tensor:
-        """Return the answers (..., size), centred."""
+        """Return the answers (..., size), centred: the first ones by their own mean."""
+        if not self.mean.any():  # of zero on, it would be caught up with while the student learns one answer for all
+            self.follow(answers, 0.0)
         return answers - self.mean
 
     @torch.no_grad()
     def follow(self, answers: Tensor, momentum: float) -> None:
         """Move towards the mean of the answers (..., size): centre ← momentum · centre + (1 - momentum) · mean."""
         self.mean.lerp_(gather(answers.flatten(0, -2).mean(0)[None]).mean(0), 1 - momentum)
+
+
+def sinkhorn(logits: Tensor, rounds: int = 3) -> Tensor:
+    """Return this process's rows (N, K) of the assignment of all processes' samples to prototypes, a sum of 1 a row.
+
+    The assignment is near to the softmax of the `logits` (N, K), and each prototype gets near to as much as any other:
+    rows and columns are scaled in turn (Cuturi 2013, "Sinkhorn Distances"; Caron et al. 2020, SwAV, section 3.1).
+    """
+    rank, world = process()
+    logs = gather(logits)
+    for _ in range(rounds):
+        logs = logs.log_softmax(0).log_softmax(1)
+    return logs.chunk(world)[rank].exp()
+
+
+def koleo(features: Tensor) -> Tensor:
+    """Return minus the mean log distance of each of the features (N, D), as unit vectors, to the nearest other one.
+
+    The less, the more evenly they spread over the sphere; two of the same are taken as 1e-8 apart. The Kozachenko-
+    Leonenko estimate of entropy (Sablayrolles et al. 2019, "Spreading Vectors for Similarity Search", equation 2).
+    """
+    unit = F.normalize(features.float(), dim=1)
+    # By products of matrices distances of near neighbours would be too coarse.
+    distances = torch.cdist(unit, unit, compute_mode="donot_use_mm_for_euclid_dist")
+    others = ~torch.eye(len(unit), dtype=torch.bool, device=unit.device)
+    return -(distances.where(others, 2.0).amin(1) + 1e-8).log().mean()
 
 
 def fast_bf16(device: torch.device) -> bool:
@@ -233,20 +256,12 @@ def autocast(device: torch.device) -> AbstractContextManager[Any]:
 
 
 class PrototypeHead(nn.Module):
-    """Features (B, dim) to cosines (B, K) of a unit vector with unit prototypes (DINO's appendix C; iBOT's, DINOv2's).
+    """Features (B, dim) to cosines (B, K) of a unit vector with unit prototypes (DINO, appendix C; iBOT, DINOv2)."""
 
-    With `norm` BatchNorm behind every layer. Behind the last one, which the papers leave as it is, it takes from the
-    vectors what all images have in common, which makes a young teacher's answers to all of them nearly the same.
-    """
-
-    def __init__(self, dim: int, hidden: int, bottleneck: int, prototypes: int, norm: bool) -> None:
+    def __init__(self, dim: int, hidden: int, bottleneck: int, prototypes: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential()
-        for size in (dim, hidden):
-            self.layers.extend([nn.Linear(size, hidden), nn.BatchNorm1d(hidden) if norm else nn.Identity(), nn.GELU()])
-        self.layers.append(nn.Linear(hidden, bottleneck))
-        if norm:
-            self.layers.append(nn.BatchNorm1d(bottleneck, affine=False))
+        inner = nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU()
+        self.layers = nn.Sequential(*inner, nn.Linear(hidden, bottleneck))
         self.prototypes = nn.Parameter(F.normalize(torch.randn(prototypes, bottleneck)))
 
     def forward(self, features: Tensor, frozen: bool = False) -> Tensor:

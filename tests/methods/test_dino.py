@@ -3,12 +3,13 @@
 import copy
 import math
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from lightly.loss import DINOLoss
+from lightly.loss import DINOLoss, KoLeoLoss, swav_loss
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
@@ -20,10 +21,12 @@ from selfsight.methods.dino import DINO, dino_loss
 PROTOTYPES = 12
 
 
-def a_dino(backbone: str = "test_resnet", size: int = 32, prototypes: int = PROTOTYPES, hidden: int = 16) -> DINO:
+def a_dino(
+    backbone: str = "test_resnet", size: int = 32, centring: Literal["mean", "sinkhorn"] = "mean", koleo: float = 0
+) -> DINO:
     torch.manual_seed(0)
     spec = backbones.plan(backbone, size, 3, (0.5,) * 3, (0.25,) * 3)
-    config = DINO.Config(prototypes=prototypes, hidden=hidden, local_views=3)
+    config = DINO.Config(prototypes=PROTOTYPES, hidden=16, local_views=3, centring=centring, koleo=koleo)
     return DINO(backbones.create(spec), config.fit_to(Facts(3000, size, 3)))
 
 
@@ -49,7 +52,9 @@ def plain_loss(student: Tensor, teacher: Tensor, centre: Tensor, teacher_tempera
 def test_loss_gradient_and_centre_equal_a_plain_loop_and_lightlys_over_many_steps(views: int) -> None:
     torch.manual_seed(0)
     method, theirs = a_dino(), DINOLoss(PROTOTYPES, student_temp=0.1, center_momentum=0.9)
-    plain_centre = torch.zeros(PROTOTYPES)
+    plain_centre = torch.rand(PROTOTYPES) / 10  # of zero on, the first answers are centred by their own mean
+    method.centre.mean.copy_(plain_centre)
+    theirs.center.copy_(plain_centre.view_as(theirs.center))
     for step in range(5):
         cosines = torch.rand(2, 4, PROTOTYPES) * 2 - 1
         raw = torch.rand(views, 4, PROTOTYPES) * 2 - 1
@@ -149,12 +154,54 @@ def test_prototypes_are_directions_frozen_early() -> None:
 def test_the_teachers_temperature_rises_to_its_end() -> None:
     torch.manual_seed(0)
     spec = backbones.plan("test_resnet", 32, 3, (0.5,) * 3, (0.25,) * 3)
-    config = DINO.Config(prototypes=2, teacher_temperature_start=0.04, teacher_temperature=0.08, teacher_warmup=0.5)
-    method = DINO(backbones.create(spec), config)
+    method = DINO(
+        backbones.create(spec),
+        DINO.Config(
+            prototypes=2,
+            teacher_temperature_start=0.04,
+            teacher_temperature=0.08,
+            teacher_warmup=0.5,
+            centring="mean",
+        ),
+    )
+    method.centre.mean.fill_(1.0)  # the same from each
     cosines = torch.tensor([[0.1, 0.0]])
     for progress, temperature in ((0.0, 0.04), (0.25, 0.06), (0.5, 0.08), (1.0, 0.08)):
         p = method.sharpen(cosines, progress)[0]
         assert float(0.1 / (p[0] / p[1]).log()) == pytest.approx(temperature, rel=1e-4)
+
+
+def test_with_sinkhorn_the_targets_are_an_assignment_of_the_whole_batch_sharpened() -> None:
+    method = a_dino(centring="sinkhorn")
+    cosines = torch.rand(2, 24, PROTOTYPES) * 0.2 + torch.linspace(0, 1, PROTOTYPES)  # one answer for all
+    target = method.sharpen(cosines, 1.0)
+    assert torch.allclose(target, swav_loss.sinkhorn(cosines.flatten(0, 1), 3, 0.02).view_as(cosines), atol=1e-5)
+    share = target.mean((0, 1)) * PROTOTYPES
+    assert float(share.min()) > 0.5, "all prototypes are answers"
+    answers: dict[str, Tensor] = {}
+    method.head.register_forward_hook(lambda _, x, y: answers.update(student=y))
+    method.teacher.register_forward_hook(lambda _, x, y: answers.update(teacher=y))
+    loss = method(a_batch(), 1.0)["loss"]
+    student, teacher = answers["student"].view(5, 5, -1), answers["teacher"].view(2, 5, -1)
+    assert torch.allclose(loss, dino_loss(student, method.sharpen(teacher, 1.0), 0.1), atol=1e-5)
+
+
+def test_koleo_keeps_apart_the_embeddings_of_each_global_view() -> None:
+    method = a_dino(koleo=0.5)
+    maps: list[Tensor] = []
+    method.backbone.register_forward_hook(lambda _, x, y: maps.append(y.detach()))
+    out = method(a_batch(), 1.0)
+    one, two = (KoLeoLoss()(view) for view in maps[0].chunk(2))
+    assert float(out["koleo"]) == pytest.approx(float(one + two) / 2, abs=1e-5)
+    answers = float(out["teacher_entropy"] + out["divergence"])
+    assert float(out["loss"].detach()) == pytest.approx(answers + 0.5 * float(out["koleo"]), abs=1e-5)
+    assert float(out["chance"]) == pytest.approx(math.log(PROTOTYPES) + 0.5 * float(out["koleo"]), abs=1e-5)
+
+
+def test_the_first_answers_are_centred_by_their_own_mean() -> None:
+    method = a_dino()
+    cosines = torch.rand(2, 24, PROTOTYPES) * 0.2 + torch.linspace(0, 1, PROTOTYPES)
+    assert torch.allclose(method.sharpen(cosines, 1.0), F.softmax((cosines - cosines.mean((0, 1))) / 0.02, 2))
 
 
 def test_the_centre_is_in_the_checkpoint() -> None:
@@ -211,6 +258,8 @@ def test_defaults_shrink_with_the_data() -> None:
     assert [c.prototypes for c in configs] == [1024, 1024, 8192, 65536, 65536]
     assert [c.teacher_temperature for c in configs] == pytest.approx([0.02, 0.02, 0.045, 0.07, 0.07], abs=1e-4)
     assert [c.momentum for c in configs] == pytest.approx([0.99, 0.99, 0.993, 0.996, 0.996], abs=1e-4)
+    assert [c.koleo for c in configs] == pytest.approx([0.1, 0.1, 0.05, 0, 0], abs=1e-3)
+    assert [c.centring for c in configs] == ["sinkhorn"] * 2 + ["mean"] * 3
     asked = DINO.Config(prototypes=10, momentum=0.0, local_views=0).fit_to(Facts(3000, 224, 3))
     assert (asked.prototypes, asked.momentum, asked.local_views) == (10, 0.0, 0)
 

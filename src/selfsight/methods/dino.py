@@ -6,7 +6,7 @@ ICCV 2021.
 
 import math
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from selfsight.backbones import Backbone
 from selfsight.data.augment import asymmetric_pair, whole
 from selfsight.data.images import Batch
 from selfsight.methods.method import Facts, Method
-from selfsight.nn import Centre, PrototypeHead, Teacher
+from selfsight.nn import Centre, PrototypeHead, Teacher, koleo, sinkhorn
 from selfsight.optim import Optim
 from selfsight.pictures import bars
 
@@ -31,7 +31,7 @@ class DINO(Method):
 
     @dataclass(frozen=True)
     class Config(Method.Config):
-        """DINO's hyperparameters; five of them change with the logarithm of the number of images."""
+        """DINO's hyperparameters; six of them change with the logarithm of the number of images."""
 
         prototypes: int | None = None
         """Directions that views are assigned to; by default 1,024 up to 100,000 images, 65,536 for ImageNet."""
@@ -39,8 +39,6 @@ class DINO(Method):
         """Width of the head's two hidden layers; by default 512 up to 100,000 images, 2,048 for ImageNet."""
         bottleneck: int = 256
         """Length of the unit vectors that are compared with the prototypes."""
-        head_norm: bool | None = None
-        """BatchNorm in the head, so that images get different answers from the first step; by default up to 100,000."""
         student_temperature: float = 0.1
         """Divides the student's cosines."""
         teacher_temperature: float | None = None
@@ -52,10 +50,17 @@ class DINO(Method):
         momentum: float | None = None
         """The teacher's at the start, 1 at the end; by default 0.99 up to 100,000 images, 0.996 for ImageNet; at most
         such that it averages over a twentieth of the training."""
+        centring: Literal["mean", "sinkhorn"] | None = None
+        """What keeps the teacher from one answer for all: the mean of its answers is taken from them, or a batch's are
+        spread over all prototypes, as in SwAV and DINOv2, which follows at once; by default sinkhorn up to 100,000
+        images, mean for more."""
         centre_momentum: float = 0.9
         """Of the mean of the teacher's answers that is taken from them; less in trainings of under 200 steps."""
         freeze: float = 0.02
         """Share of the training over which the prototypes stay as they are."""
+        koleo: float | None = None
+        """Weight of keeping a batch's embeddings apart (KoLeo, DINOv2), without which few images end in few dimensions;
+        by default 0.1 up to 100,000 images, 0 for ImageNet."""
         local_views: int | None = None
         """Small crops an image; by default 6, and 4 up to 64 pixels."""
         local_min: float | None = None
@@ -79,7 +84,8 @@ class DINO(Method):
                 teacher_temperature=self.teacher_temperature or 0.02 + 0.05 * grown,
                 momentum=0.99 + 0.006 * grown if self.momentum is None else self.momentum,
                 local_views=(4 if small else 6) if self.local_views is None else self.local_views,
-                head_norm=facts.images <= 100_000 if self.head_norm is None else self.head_norm,
+                centring=self.centring or ("sinkhorn" if facts.images <= 100_000 else "mean"),
+                koleo=0.1 * (1 - grown) if self.koleo is None else self.koleo,
                 local_min=self.local_min or (0.2 if small else 0.05),
                 strength=2 - grown if self.strength is None else self.strength,
             )
@@ -92,8 +98,7 @@ class DINO(Method):
         assert config.hidden
         assert config.local_min
         assert config.strength is not None
-        sizes = backbone.dim, config.hidden, config.bottleneck, config.prototypes
-        self.head = PrototypeHead(*sizes, norm=bool(config.head_norm))
+        self.head = PrototypeHead(backbone.dim, config.hidden, config.bottleneck, config.prototypes)
         self.teacher = Teacher(nn.Sequential(backbone, self.head))
         self.centre = Centre(config.prototypes)
         self.views = asymmetric_pair(spec.image_size, spec.channels, config.global_min, config.hflip, config.strength)
@@ -102,7 +107,7 @@ class DINO(Method):
         self.local = replace(self.views[0], size=side, scale=scale, blur=blur)
 
     def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """Return the loss over all views, with the teacher's entropy, and the divergence of the student from it.
+        """Return the loss over all views, with the teacher's entropy, the divergence of the student from it, and KoLeo.
 
         Of two ways to collapse one shows as a divergence of 0 at an entropy of ln(prototypes), the other at one of 0.
         """
@@ -113,22 +118,30 @@ class DINO(Method):
         frozen = progress < self.config.freeze
         student = self.head(torch.cat(features), frozen).unflatten(0, (-1, len(batch.images)))  # (2 + L, B, K)
         teacher = self.teacher(large).unflatten(0, (2, -1))  # (2, B, K)
-        if self.centre.new:  # begun at zero, it is caught up with while the student learns one answer for all
-            self.centre.follow(teacher, 0.0)
         target = self.sharpen(teacher, progress)
-        loss = dino_loss(student, target, self.config.student_temperature)
+        answers = dino_loss(student, target, self.config.student_temperature)
         self.centre.follow(teacher, self.teacher.brisk(self.config.centre_momentum, progress))
         entropy = torch.special.entr(target).sum(2).mean()
-        chance = torch.tensor(math.log(target.shape[2]))
-        return {"loss": loss, "teacher_entropy": entropy, "divergence": loss.detach() - entropy, "chance": chance}
+        apart = torch.stack([koleo(one) for one in features[0].chunk(2)]).mean()
+        spread = (self.config.koleo or 0.0) * apart
+        return {
+            "loss": answers + spread,
+            "teacher_entropy": entropy,
+            "divergence": answers.detach() - entropy,
+            "koleo": apart.detach(),
+            "chance": math.log(target.shape[2]) + spread.detach(),
+        }
 
     def sharpen(self, cosines: Tensor, progress: float) -> Tensor:
-        """Return the teacher's probabilities (..., K): cosines (..., K), centred and sharpened."""
+        """Return the teacher's probabilities (..., K): a batch's cosines (..., K), centred and sharpened."""
         end, warmup = self.config.teacher_temperature, self.config.teacher_warmup
         assert end
         start = min(self.config.teacher_temperature_start, end)
         risen = min(progress / warmup, 1) if warmup else 1
-        return F.softmax(self.centre(cosines) / (start + (end - start) * risen), dim=-1)
+        temperature = start + (end - start) * risen
+        if self.config.centring == "sinkhorn":
+            return sinkhorn(cosines.flatten(0, -2) / temperature).view_as(cosines)
+        return F.softmax(self.centre(cosines) / temperature, dim=-1)
 
     def after_step(self, progress: float) -> None:
         """Move the teacher, less and less. Its BatchNorm statistics are its own, of global views only."""
