@@ -51,16 +51,14 @@ class DINO(Method):
         """The teacher's at the start, 1 at the end; by default 0.99 up to 100,000 images, 0.996 for ImageNet; at most
         such that it averages over a twentieth of the training."""
         centring: Literal["mean", "sinkhorn"] | None = None
-        """What keeps the teacher from one answer for all: the mean of its answers is taken from them, or a batch's are
-        spread over all prototypes, as in SwAV and DINOv2, which follows at once; by default sinkhorn up to 100,000
-        images, mean for more."""
+        """What keeps the teacher from one answer for all: its mean answer is taken away, or a batch's answers are spread
+        over all prototypes (SwAV, DINOv2), which needs no time; by default sinkhorn up to 100,000 images, then mean."""
         centre_momentum: float = 0.9
         """Of the mean of the teacher's answers that is taken from them; less in trainings of under 200 steps."""
         freeze: float = 0.02
         """Share of the training over which the prototypes stay as they are."""
         koleo: float | None = None
-        """Weight of keeping a batch's embeddings apart (KoLeo, DINOv2), without which few images end in few dimensions;
-        by default 0.1 up to 100,000 images, 0 for ImageNet."""
+        """Weight of KoLeo, which keeps embeddings apart; by default 0.1 up to 100,000 images, 0 for ImageNet."""
         local_views: int | None = None
         """Small crops an image; by default 6, and 4 up to 64 pixels."""
         local_min: float | None = None
