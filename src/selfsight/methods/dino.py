@@ -52,7 +52,7 @@ class DINO(Method):
         such that it averages over a twentieth of the training."""
         centring: Literal["mean", "sinkhorn"] | None = None
         """What keeps the teacher from one answer for all: its mean answer is taken away, or a batch's answers are spread
-        over all prototypes (SwAV, DINOv2), which needs no time; by default sinkhorn up to 100,000 images, then mean."""
+        over all prototypes (SwAV, DINOv2); by default sinkhorn up to 100,000 images, then mean."""
         centre_momentum: float = 0.9
         """Of the mean of the teacher's answers that is taken from them; less in trainings of under 200 steps."""
         freeze: float = 0.02
