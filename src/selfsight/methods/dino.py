@@ -51,8 +51,8 @@ class DINO(Method):
         """The teacher's at the start, 1 at the end; by default 0.99 up to 100,000 images, 0.996 for ImageNet; at most
         such that it averages over a twentieth of the training."""
         centring: Literal["mean", "sinkhorn"] | None = None
-        """What keeps the teacher from one answer for all: its mean answer is taken away, or a batch's answers are spread
-        over all prototypes (SwAV, DINOv2); by default sinkhorn up to 100,000 images, then mean."""
+        """What keeps the teacher from one answer for all: its mean answer is taken away, or a batch's answers spread
+        over all prototypes (SwAV, DINOv2); by default sinkhorn up to 100,000 images."""
         centre_momentum: float = 0.9
         """Of the mean of the teacher's answers that is taken from them; less in trainings of under 200 steps."""
         freeze: float = 0.02
@@ -132,14 +132,17 @@ class DINO(Method):
 
     def sharpen(self, cosines: Tensor, progress: float) -> Tensor:
         """Return the teacher's probabilities (..., K): a batch's cosines (..., K), centred and sharpened."""
-        end, warmup = self.config.teacher_temperature, self.config.teacher_warmup
-        assert end
-        start = min(self.config.teacher_temperature_start, end)
-        risen = min(progress / warmup, 1) if warmup else 1
-        temperature = start + (end - start) * risen
+        temperature = self.temperature(progress)
         if self.config.centring == "sinkhorn":
             return sinkhorn(cosines.flatten(0, -2) / temperature).view_as(cosines)
         return F.softmax(self.centre(cosines) / temperature, dim=-1)
+
+    def temperature(self, progress: float) -> float:
+        """Return the teacher's temperature, which rises to its end over the warm-up."""
+        end, warmup = self.config.teacher_temperature, self.config.teacher_warmup
+        assert end
+        start = min(self.config.teacher_temperature_start, end)
+        return start + (end - start) * (min(progress / warmup, 1) if warmup else 1)
 
     def after_step(self, progress: float) -> None:
         """Move the teacher, less and less. Its BatchNorm statistics are its own, of global views only."""
@@ -155,7 +158,8 @@ class DINO(Method):
     def picture(self, batch: Batch) -> dict[str, Tensor]:
         """Show views of each image, and what the teacher answers for one and the student for others."""
         one, two, local = self.views[0](batch), self.views[1](batch), self.local(batch)
-        target = self.sharpen(self.teacher(one), 1.0)  # (B, K)
+        # By the mean, which is followed always: so few images alone would be spread evenly over all prototypes.
+        target = F.softmax(self.centre(self.teacher(one)) / self.temperature(1.0), dim=1)  # (B, K)
         temperature, likely = self.config.student_temperature, target.topk(min(16, target.shape[1])).indices
         answers = [F.softmax(self.head(self.backbone(x)) / temperature, dim=1) for x in (two, local)]
         drawn = [bars(p.gather(1, likely) / p.amax(1, keepdim=True), one.shape[-1]) for p in (target, *answers)]
