@@ -34,9 +34,7 @@ from tests.evaluate.digits import CPU
 from tests.evaluate.digits import digits as small_digits
 
 SIDE = 16
-SHORT = replace(
-    default_learning("classification"), lr=2e-3, head_lr=2e-3, min_steps=60, max_steps=60, batch_size=32, checks=2
-)
+SHORT = replace(default_learning("classification"), min_steps=60, max_steps=60, batch_size=32, checks=2)
 
 
 def net(name: str = "test_resnet") -> Backbone:
@@ -326,7 +324,7 @@ def test_rates_of_a_pretrained_vit_fall_towards_the_first_block(digits_file: Pat
 
     def peaks(pretrained: bool, **options: Any) -> dict[str, float]:
         model = job.model(net("test_vit"))
-        config = LearnConfig(lr=1.0, head_lr=3.0, scratch_lr=2.0, **options)
+        config = LearnConfig(**({"lr": 1.0} | options))
         learner = Learner(job, model, rows, none, config, RunFolder(tmp_path), pretrained, 0)
         names = {id(p): name for name, p in model.named_parameters()}
         groups = learner.configure_optimizers().param_groups
@@ -334,13 +332,14 @@ def test_rates_of_a_pretrained_vit_fall_towards_the_first_block(digits_file: Pat
         return {names[id(p)]: g["peak"] for g in groups for p in g["params"]}
 
     found = peaks(pretrained=True)
-    assert found["head.linear.weight"] == 3
+    assert found["head.linear.weight"] == 1
     depth = len(net("test_vit").model.blocks)
     blocks = [found[f"backbone.model.blocks.{i}.attn.qkv.weight"] for i in range(depth)]
     assert blocks == pytest.approx([0.75 ** (depth - 1 - i) for i in range(depth)])
     assert found["backbone.model.patch_embed.proj.weight"] == pytest.approx(0.75**depth)
-    assert set(peaks(pretrained=False).values()) == {2.0}, "from scratch all learn alike"
-    assert set(peaks(pretrained=True, layer_decay=1.0).values()) == {1.0, 3.0}
+    assert set(peaks(pretrained=False).values()) == {1.0}, "from scratch all learn alike"
+    assert set(peaks(pretrained=True, layer_decay=1.0).values()) == {1.0}
+    assert set(peaks(pretrained=False, lr=None).values()) == {5e-4}, "a ViT's default"
 
 
 def test_a_class_of_the_test_that_training_has_not_is_named(digits_file: Path, tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_a_curve_has_each_amount_seed_and_start_and_goes_on_where_it_was(
 
 def test_a_detector_is_saved_and_predicts_boxes_in_the_originals_pixels(tmp_path: Path) -> None:
     folder, out = scenes(tmp_path / "scenes"), tmp_path / "out"
-    learning = LearnConfig(min_steps=50, epochs=0.1, batch_size=4, head_lr=3e-3, lr=3e-3, hflip=False)
+    learning = LearnConfig(min_steps=50, epochs=0.1, batch_size=4, lr=3e-3, hflip=False)
     settings = DetectionConfig(width=32, scale=(1.0, 1.0))
     result = trained(folder, out, settings, test=str(folder / "train"), learning=learning)
     (value,) = [row.value for row in result.rows if row.metric == "map_50"]
@@ -112,7 +112,7 @@ def test_a_detector_is_saved_and_predicts_boxes_in_the_originals_pixels(tmp_path
 
 def test_a_segmenter_is_saved_and_predicts_masks_of_the_originals_size(tmp_path: Path) -> None:
     folder, out = scenes(tmp_path / "scenes"), tmp_path / "out"
-    learning = LearnConfig(min_steps=40, epochs=0.1, batch_size=4, head_lr=3e-3, lr=3e-3, hflip=False)
+    learning = LearnConfig(min_steps=40, epochs=0.1, batch_size=4, lr=3e-3, hflip=False)
     result = trained(folder, out, SegmentationConfig(scale=(1.0, 1.0)), test=str(folder / "train"), learning=learning)
     (value,) = [row.value for row in result.rows if row.metric == "miou"]
     assert value > 0.6

@@ -19,7 +19,7 @@ from selfsight.tasks.predict import load_model
 from tests.tasks.scenes import SIDE, backbone
 from tests.tasks.test_curve import scenes
 
-LEARNING = LearnConfig(min_steps=20, epochs=0.1, batch_size=4, head_lr=3e-3, lr=3e-3, checks=1)
+LEARNING = LearnConfig(min_steps=20, epochs=0.1, batch_size=4, lr=3e-3, checks=1)
 
 
 def model(folder: Path, out: Path, settings: Any) -> Path:

@@ -62,8 +62,12 @@ class FinetuneConfig:
 
     def optim(self, backbone: Backbone) -> Optim:
         """Return how this backbone and its head are trained."""
-        lr = (PEAK if backbone.hierarchical else VIT_PEAK) if self.lr is None else self.lr
-        return Optim("adamw", lr=lr, weight_decay=self.weight_decay, warmup=self.warmup)
+        return Optim("adamw", lr=peak(self.lr, backbone), weight_decay=self.weight_decay, warmup=self.warmup)
+
+
+def peak(lr: float | None, backbone: Backbone) -> float:
+    """Return the peak learning rate that was asked for, else the one that suits the kind of network."""
+    return (PEAK if backbone.hierarchical else VIT_PEAK) if lr is None else lr
 
 
 class LinearHead(nn.Module):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from selfsight.backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone, create, load_pretrained, plan, spec_to_json
 from selfsight.data import open_boxes, open_masks, write_problems
 from selfsight.errors import SelfsightError
-from selfsight.evaluate.finetune import PEAK, FinetuneConfig
+from selfsight.evaluate.finetune import FinetuneConfig
 from selfsight.evaluate.results import Row, amount_words, append_row, plot_curve, read_rows
 from selfsight.evaluate.savings import BASELINE, savings
 from selfsight.progress import console, say
@@ -42,8 +42,8 @@ def default_learning(task: str) -> LearnConfig:
     if task != "classification":
         return LearnConfig()
     known = asdict(FinetuneConfig())
-    shared = {f.name: known[f.name] for f in fields(LearnConfig) if f.name in known and f.name != "lr"}
-    return LearnConfig(**shared, lr=PEAK, head_lr=PEAK, scratch_lr=PEAK, clip=0.0)
+    shared = {f.name: known[f.name] for f in fields(LearnConfig) if f.name in known}
+    return LearnConfig(**shared, clip=0.0)
 
 
 STEP = 32

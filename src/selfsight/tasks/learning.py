@@ -1,4 +1,4 @@
-"""Learning from labels: a head and the backbone under it, by AdamW with a rate each, resumable, in Lightning.
+"""Learning from labels: a head and the backbone under it, by AdamW, resumable, in Lightning.
 
 The rates, the warm-up and the cosine are those of evaluate/finetune.py, which trains classifiers in the same way.
 """
@@ -7,7 +7,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import lightning as L
@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from selfsight import optim
 from selfsight.errors import SelfsightError, StoppedError
+from selfsight.evaluate.finetune import RATE_BATCH, peak
 from selfsight.nn import fast_bf16, process, synchronize_batchnorm
 from selfsight.progress import bar, say
 from selfsight.run import RunFolder
@@ -29,8 +30,6 @@ from selfsight.tasks.model import TaskModel
 from selfsight.tasks.processes import leads, told
 from selfsight.watch import Keeper, quiet_lightning
 
-RATE_BATCH = 256
-"""The batch for which `optim.rate` takes a rate as it is; the rates here are those of any batch."""
 VIT_DECAY = 0.75
 """A pretrained ViT's decay of the rate from block to block (Bao et al. 2022, "BEiT")."""
 
@@ -49,12 +48,8 @@ class LearnConfig:
     """Steps taken at most."""
     batch_size: int = 8
     """Images a step, over all processes."""
-    lr: float = 3e-4
-    """Peak learning rate of a pretrained backbone."""
-    head_lr: float = 1e-3
-    """Peak learning rate of what stands on it."""
-    scratch_lr: float = 1e-3
-    """Peak learning rate of all weights when training from scratch, where a larger one is best."""
+    lr: float | None = None
+    """Peak learning rate of all weights, pretrained or fresh; by default 2e-3, and 5e-4 for ViTs."""
     weight_decay: float = 0.05
     """Decay of all weights but biases and norms."""
     warmup: float = 0.1
@@ -166,20 +161,16 @@ class Learner(L.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return AdamW over the backbone and what stands on it; each group knows its own peak rate."""
         c, backbone = self.config, self.model.backbone
-        if not self.pretrained:
-            c = replace(c, lr=c.scratch_lr, head_lr=c.scratch_lr)
+        lr = peak(c.lr, backbone)
         factor = c.layer_decay or (1.0 if backbone.hierarchical else VIT_DECAY)
         factor = factor if self.pretrained else 1.0
         groups: list[dict[str, Any]] = optim.parameter_groups(self.model.head, c.weight_decay)
-        peaks = [c.head_lr] * len(groups)
         if factor == 1:
-            below = optim.parameter_groups(backbone, c.weight_decay)
+            groups += optim.parameter_groups(backbone, c.weight_decay)
         else:
-            below = param_groups_layer_decay(backbone.model, c.weight_decay, layer_decay=factor)
-        groups += below
-        peaks += [c.lr * group.pop("lr_scale", 1.0) for group in below]
+            groups += param_groups_layer_decay(backbone.model, c.weight_decay, layer_decay=factor)
         return torch.optim.AdamW(
-            [group | {"peak": peak} for group, peak in zip(groups, peaks, strict=True)], lr=c.head_lr, fused=True
+            [group | {"peak": lr * group.pop("lr_scale", 1.0)} for group in groups], lr, fused=True
         )
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -223,7 +214,7 @@ class Learner(L.LightningModule):
         """Return the job's loss."""
         loss = self.job.loss(self.model, *batch)
         if not math.isfinite(float(loss.detach())):
-            raise SelfsightError(f"the loss is {float(loss.detach())} at step {self.steps}; try a lower --head-lr")
+            raise SelfsightError(f"the loss is {float(loss.detach())} at step {self.steps}; try a lower --lr")
         self.loss_sum, self.loss_count = self.loss_sum + float(loss.detach()), self.loss_count + 1
         return loss
 
