@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from selfsight.errors import SelfsightError
+from selfsight.methods.simclr import SimCLR
 from selfsight.run import RunFolder, replace_file
 
 
@@ -70,3 +71,12 @@ def test_weights_may_be_read_by_whom_the_other_files_may(tmp_path: Path) -> None
     other = tmp_path / "other.txt"
     other.touch()
     assert run.method_file.stat().st_mode == other.stat().st_mode
+
+
+def test_settings_of_another_version_are_named(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.write_config({"method_config": {"temperature": 0.3}})
+    assert run.method_config(SimCLR.Config) == SimCLR.Config(temperature=0.3)
+    run.write_config({"method_config": {"temperature": 0.3, "tau": 1}})
+    with pytest.raises(SelfsightError, match=r"config.json: written by another version, with tau; pretrain again"):
+        run.method_config(SimCLR.Config)

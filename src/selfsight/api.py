@@ -93,9 +93,8 @@ class Run:
 
         Raises SelfsightError for a run without method.safetensors.
         """
-        config = self.folder.config()
-        cls = methods.get(config["method"])
-        method = cls(self.folder.random_backbone(), cls.Config(**config["method_config"]))
+        cls = methods.get(self.folder.config()["method"])
+        method = cls(self.folder.random_backbone(), self.folder.method_config(cls.Config))
         self.folder.load_method(method)
         return method.eval()
 

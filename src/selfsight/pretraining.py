@@ -78,7 +78,7 @@ def _resumed(run: RunFolder, method: str, config: Pretrain) -> tuple[Pretrain, M
     if saved["method"] != method:
         raise SelfsightError(f"--resume {run.path}: was begun with {saved['method']}, not {method}")
     begun = saved["pretrain"] | {"out": run.path, "resume": True, "cache_dir": config.cache_dir}
-    return Pretrain(**begun), methods.get(method).Config(**saved["method_config"])
+    return Pretrain(**begun), run.method_config(methods.get(method).Config)
 
 
 def _announce(module: Trainee, method: str, settings: Method.Config, facts: Facts, device: torch.device) -> None:

@@ -14,15 +14,20 @@ import csv
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from safetensors.torch import load_file, save
 from torch import nn
 
 from selfsight.backbones import Backbone, create, spec_from_json, spec_to_json
 from selfsight.errors import SelfsightError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    T = TypeVar("T", bound=DataclassInstance)
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
@@ -124,6 +129,13 @@ class RunFolder:
             method.load_state_dict(load_file(self.method_file))
         except RuntimeError as error:
             raise SelfsightError(f"{self.method_file}: written by another version; pretrain again") from error
+
+    def method_config(self, kind: "type[T]") -> "T":
+        """Return the method's settings, of its class `kind`; SelfsightError if they are of another version of it."""
+        saved = self.config()["method_config"]
+        if unknown := sorted(set(saved) - {field.name for field in fields(kind)}):
+            raise SelfsightError(f"{self.config_file}: written by another version, with {unknown[0]}; pretrain again")
+        return kind(**saved)
 
     def random_backbone(self) -> Backbone:
         """Build the same backbone untrained."""
