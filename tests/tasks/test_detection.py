@@ -50,6 +50,16 @@ def test_losses_are_finite_and_reach_all_weights_though_an_image_has_no_object(n
     assert all(loss.isfinite() for loss in alone.values())
 
 
+def test_all_sides_of_an_untrained_fcoss_boxes_have_a_gradient() -> None:
+    detector = Detector(backbone("test_resnet"), 2, 64, width=32)
+    sides: list[Tensor] = []
+    head = detector.head.get_submodule("head.regression_head")
+    head.register_forward_hook(lambda _, x, y: sides.append(y[0].detach()))
+    detector(*scene(4))
+    assert float(sides[0].min()) > 2, "strides; zero where the ReLU has none"
+    assert float(sides[0].max()) < 6
+
+
 @pytest.mark.parametrize("kind", ["fcos", "retinanet"])  # Faster R-CNN's regions take a minute on a CPU
 def test_learns_a_few_images(kind: Kind) -> None:
     detector = Detector(backbone("test_resnet"), 2, 64, kind, width=32)

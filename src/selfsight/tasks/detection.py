@@ -36,6 +36,9 @@ LEAST_SCORE = 0.05
 """Predictions of a lower score are dropped; average precision needs those of low scores."""
 ROIS = 128
 """Regions of an image that train Faster R-CNN's second stage: a quarter of the paper's, whose images are larger."""
+FCOS_START = 4.0
+"""Strides to the sides of an untrained FCOS's boxes: objects of a level reach 4 to 8 from a point. At torchvision's 0
+boxes have no size, and half of their sides no gradient."""
 ASPECTS = (0.5, 1.0, 2.0)
 """Height / width of anchors."""
 
@@ -199,6 +202,7 @@ def _fcos(levels: Levels, classes: int, anchors: list[float]) -> Any:
     """Return torchvision's FCOS, whose anchors are points: their size is the level's stride."""
     points = AnchorGenerator(tuple((stride,) for stride in levels.strides), ((1.0,),) * len(anchors))
     model = FCOS(levels, classes, anchor_generator=points, score_thresh=LEAST_SCORE)
+    nn.init.constant_(model.head.regression_head.bbox_reg.bias, FCOS_START)
     model.head.register_forward_hook(_in_float32)
     return model
 
