@@ -106,7 +106,7 @@ def test_predictions_are_boxes_of_known_classes_in_order(kind: Kind) -> None:
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         (found,) = detector(torch.rand(1, 3, 64, 64))
     boxes, scores, labels = found["boxes"], found["scores"], found["labels"]
-    assert len(boxes) == len(scores) == len(labels) == 100
+    assert 0 < len(boxes) == len(scores) == len(labels) <= 100
     assert boxes.dtype == scores.dtype == torch.float32
     assert set(labels.tolist()) <= {0, 1}
     assert boxes.min() >= 0
