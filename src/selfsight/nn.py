@@ -194,53 +194,6 @@ def synchronize_batchnorm(module: nn.Module, device: torch.device) -> nn.Module:
     return module
 
 
-class Centre(nn.Module):
-    """The mean of a teacher's answers over many steps and all processes, to be taken from them (DINO, equation 4)."""
-
-    mean: Tensor
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(size))
-
-    def forward(self, answers: Tensor) -> Tensor:
-        """Return the answers (..., size), centred: the first ones by their own mean."""
-        if not self.mean.any():  # of zero on, it would be caught up with while the student learns one answer for all
-            self.follow(answers, 0.0)
-        return answers - self.mean
-
-    @torch.no_grad()
-    def follow(self, answers: Tensor, momentum: float) -> None:
-        """Move towards the mean of the answers (..., size): centre ← momentum · centre + (1 - momentum) · mean."""
-        self.mean.lerp_(gather(answers.flatten(0, -2).mean(0)[None]).mean(0), 1 - momentum)
-
-
-def sinkhorn(logits: Tensor, rounds: int = 3) -> Tensor:
-    """Return this process's rows (N, K) of the assignment of all processes' samples to prototypes, a sum of 1 a row.
-
-    The assignment is near to the softmax of the `logits` (N, K), and each prototype gets near to as much as any other:
-    rows and columns are scaled in turn (Cuturi 2013, "Sinkhorn Distances"; Caron et al. 2020, SwAV, section 3.1).
-    """
-    rank, world = process()
-    logs = gather(logits)
-    for _ in range(rounds):
-        logs = logs.log_softmax(0).log_softmax(1)
-    return logs.chunk(world)[rank].exp()
-
-
-def koleo(features: Tensor) -> Tensor:
-    """Return minus the mean log distance of each of the features (N, D), as unit vectors, to the nearest other one.
-
-    The less, the more evenly they spread over the sphere; two of the same are taken as 1e-8 apart. The Kozachenko-
-    Leonenko estimate of entropy (Sablayrolles et al. 2019, "Spreading Vectors for Similarity Search", equation 2).
-    """
-    unit = F.normalize(features.float(), dim=1)
-    # By products of matrices distances of near neighbours would be too coarse.
-    distances = torch.cdist(unit, unit, compute_mode="donot_use_mm_for_euclid_dist")
-    others = ~torch.eye(len(unit), dtype=torch.bool, device=unit.device)
-    return -(distances.where(others, 2.0).amin(1) + 1e-8).log().mean()
-
-
 def fast_bf16(device: torch.device) -> bool:
     """Whether bfloat16 is faster than float32 here: CUDA from Ampere on, CPUs with AVX512-bf16 or AMX."""
     if device.type == "cuda":
@@ -253,22 +206,3 @@ def fast_bf16(device: torch.device) -> bool:
 def autocast(device: torch.device) -> AbstractContextManager[Any]:
     """Return bf16 autocast where it is faster, else a context that does nothing."""
     return torch.autocast(device.type, torch.bfloat16) if fast_bf16(device) else nullcontext()
-
-
-class PrototypeHead(nn.Module):
-    """Features (B, dim) to cosines (B, K) of a unit vector with unit prototypes (DINO, appendix C; iBOT, DINOv2)."""
-
-    def __init__(self, dim: int, hidden: int, bottleneck: int, prototypes: int) -> None:
-        super().__init__()
-        inner = nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU()
-        self.layers = nn.Sequential(*inner, nn.Linear(hidden, bottleneck))
-        self.prototypes = nn.Parameter(F.normalize(torch.randn(prototypes, bottleneck)))
-
-    def forward(self, features: Tensor, frozen: bool = False) -> Tensor:
-        """Return the cosines in float32; the prototypes get no gradient if `frozen`."""
-        z = self.layers(features)
-        with torch.autocast(features.device.type, enabled=False):  # bfloat16 is too coarse to be divided by 0.04
-            prototypes = F.normalize(self.prototypes)
-            if frozen:  # a gradient of zero, not none: DistributedDataParallel waits for each parameter's
-                prototypes = prototypes.detach() + 0 * prototypes
-            return F.normalize(z.float()) @ prototypes.T

@@ -15,8 +15,9 @@ from torch.multiprocessing.spawn import spawn
 
 from selfsight import backbones, optim
 from selfsight.data.images import Batch
+from selfsight.distillation import dino_loss
 from selfsight.methods import Facts
-from selfsight.methods.dino import DINO, dino_loss
+from selfsight.methods.dino import DINO
 
 PROTOTYPES = 12
 
@@ -53,14 +54,14 @@ def test_loss_gradient_and_centre_equal_a_plain_loop_and_lightlys_over_many_step
     torch.manual_seed(0)
     method, theirs = a_dino(), DINOLoss(PROTOTYPES, student_temp=0.1, center_momentum=0.9)
     plain_centre = torch.rand(PROTOTYPES) / 10  # of zero on, the first answers are centred by their own mean
-    method.centre.mean.copy_(plain_centre)
+    method.targets.mean.copy_(plain_centre)
     theirs.center.copy_(plain_centre.view_as(theirs.center))
     for step in range(5):
         cosines = torch.rand(2, 4, PROTOTYPES) * 2 - 1
         raw = torch.rand(views, 4, PROTOTYPES) * 2 - 1
         results = []
         for loss in (
-            lambda x, t: dino_loss(x, method.sharpen(t, 1.0), 0.1),
+            lambda x, t: dino_loss(x, method.targets(t, 1.0), 0.1),
             lambda x, t, centre=plain_centre: plain_loss(x, t, centre, 0.02),
             lambda x, t: theirs(list(t), list(x), teacher_temp=0.02),
         ):
@@ -72,10 +73,10 @@ def test_loss_gradient_and_centre_equal_a_plain_loop_and_lightlys_over_many_step
         for value, grad in results[1:]:
             assert torch.allclose(value, results[0][0], atol=1e-5), step
             assert torch.allclose(grad, results[0][1], atol=1e-5), step
-        method.centre.follow(cosines, 0.9)
+        method.targets.follow(cosines, 0.9)
         plain_centre = 0.9 * plain_centre + 0.1 * sum(cosines[t, i] for t in range(2) for i in range(4)) / 8
-        assert torch.allclose(method.centre.mean, plain_centre, atol=1e-6)
-        assert torch.allclose(method.centre.mean, theirs.center.flatten(), atol=1e-6)
+        assert torch.allclose(method.targets.mean, plain_centre, atol=1e-6)
+        assert torch.allclose(method.targets.mean, theirs.center.flatten(), atol=1e-6)
 
 
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
@@ -88,13 +89,13 @@ def test_the_teacher_sees_global_views_only_and_the_student_all(backbone: str) -
     method.head.register_forward_hook(lambda _, x, y: answers.update(student=y))
     method.teacher.register_forward_hook(lambda _, x, y: answers.update(teacher=y))
     method.teacher.progress.fill_(1.0)  # no hurry
-    method.centre.mean.uniform_(-0.1, 0.1)
-    centre = method.centre.mean.clone()
+    method.targets.mean.uniform_(-0.1, 0.1)
+    centre = method.targets.mean.clone()
     loss = method(a_batch(), 1.0)["loss"]
     assert sides == {"student": [(10, 3, 32, 32), (15, 3, 16, 16)], "teacher": [(10, 3, 32, 32)]}
     student, teacher = answers["student"].view(5, 5, -1), answers["teacher"].view(2, 5, -1)
     assert torch.allclose(loss, plain_loss(student, teacher, centre, 0.02), atol=1e-5)
-    assert torch.allclose(method.centre.mean, 0.9 * centre + 0.1 * teacher.mean((0, 1)), atol=1e-6)
+    assert torch.allclose(method.targets.mean, 0.9 * centre + 0.1 * teacher.mean((0, 1)), atol=1e-6)
 
 
 def test_gradients_never_reach_the_teacher() -> None:
@@ -164,17 +165,17 @@ def test_the_teachers_temperature_rises_to_its_end() -> None:
             centring="mean",
         ),
     )
-    method.centre.mean.fill_(1.0)  # the same from each
+    method.targets.mean.fill_(1.0)  # the same from each
     cosines = torch.tensor([[0.1, 0.0]])
     for progress, temperature in ((0.0, 0.04), (0.25, 0.06), (0.5, 0.08), (1.0, 0.08)):
-        p = method.sharpen(cosines, progress)[0]
+        p = method.targets(cosines, progress)[0]
         assert float(0.1 / (p[0] / p[1]).log()) == pytest.approx(temperature, rel=1e-4)
 
 
 def test_with_sinkhorn_the_targets_are_an_assignment_of_the_whole_batch_sharpened() -> None:
     method = a_dino(centring="sinkhorn")
     cosines = torch.rand(2, 24, PROTOTYPES) * 0.2 + torch.linspace(0, 1, PROTOTYPES)  # one answer for all
-    target = method.sharpen(cosines, 1.0)
+    target = method.targets(cosines, 1.0)
     assert torch.allclose(target, swav_loss.sinkhorn(cosines.flatten(0, 1), 3, 0.02).view_as(cosines), atol=1e-5)
     share = target.mean((0, 1)) * PROTOTYPES
     assert float(share.min()) > 0.5, "all prototypes are answers"
@@ -183,7 +184,7 @@ def test_with_sinkhorn_the_targets_are_an_assignment_of_the_whole_batch_sharpene
     method.teacher.register_forward_hook(lambda _, x, y: answers.update(teacher=y))
     loss = method(a_batch(), 1.0)["loss"]
     student, teacher = answers["student"].view(5, 5, -1), answers["teacher"].view(2, 5, -1)
-    assert torch.allclose(loss, dino_loss(student, method.sharpen(teacher, 1.0), 0.1), atol=1e-5)
+    assert torch.allclose(loss, dino_loss(student, method.targets(teacher, 1.0), 0.1), atol=1e-5)
 
 
 def test_koleo_keeps_apart_the_embeddings_of_each_global_view() -> None:
@@ -201,15 +202,15 @@ def test_koleo_keeps_apart_the_embeddings_of_each_global_view() -> None:
 def test_the_first_answers_are_centred_by_their_own_mean() -> None:
     method = a_dino()
     cosines = torch.rand(2, 24, PROTOTYPES) * 0.2 + torch.linspace(0, 1, PROTOTYPES)
-    assert torch.allclose(method.sharpen(cosines, 1.0), F.softmax((cosines - cosines.mean((0, 1))) / 0.02, 2))
+    assert torch.allclose(method.targets(cosines, 1.0), F.softmax((cosines - cosines.mean((0, 1))) / 0.02, 2))
 
 
 def test_the_centre_is_in_the_checkpoint() -> None:
     method, other = a_dino(), a_dino()
     method(a_batch(), 0.5)
-    assert method.centre.mean.any(), "set by the first batch"
+    assert method.targets.mean.any(), "set by the first batch"
     other.load_state_dict(method.state_dict())
-    assert torch.equal(other.centre.mean, method.centre.mean)
+    assert torch.equal(other.targets.mean, method.targets.mean)
 
 
 def test_answers_are_float32_under_autocast() -> None:
@@ -225,7 +226,7 @@ def test_teacher_entropy_and_divergence_tell_the_two_collapses() -> None:
     assert float(out["teacher_entropy"] + out["divergence"]) == pytest.approx(float(out["loss"].detach()), abs=1e-5)
     method.head.prototypes.data[:] = method.head.prototypes.data[0]
     method.teacher.update(torch.nn.Sequential(method.backbone, method.head), 0.0)
-    method.centre.mean.zero_()
+    method.targets.mean.zero_()
     uniform = method(a_batch(), 0.5)
     assert float(uniform["teacher_entropy"]) == pytest.approx(math.log(PROTOTYPES), abs=1e-4)
     assert float(uniform["divergence"]) == pytest.approx(0, abs=1e-4)
@@ -268,15 +269,15 @@ def move_centre_of_half(rank: int, folder: str, cosines: Tensor) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     method = a_dino()
-    method.centre.follow(cosines[:, 3 * rank : 3 * rank + 3], 0.9)
-    torch.save(method.centre.mean, f"{folder}/centre{rank}")
+    method.targets.follow(cosines[:, 3 * rank : 3 * rank + 3], 0.9)
+    torch.save(method.targets.mean, f"{folder}/centre{rank}")
     dist.destroy_process_group()
 
 
 def test_two_processes_have_one_centre(tmp_path: Path) -> None:
     cosines = torch.rand(2, 6, PROTOTYPES)
     method = a_dino()
-    method.centre.follow(cosines, 0.9)
+    method.targets.follow(cosines, 0.9)
     spawn(move_centre_of_half, (str(tmp_path), cosines), nprocs=2)
     for rank in (0, 1):
-        assert torch.allclose(torch.load(tmp_path / f"centre{rank}", weights_only=True), method.centre.mean, atol=1e-6)
+        assert torch.allclose(torch.load(tmp_path / f"centre{rank}", weights_only=True), method.targets.mean, atol=1e-6)

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from selfsight.backbones import Backbone
 from selfsight.data.augment import asymmetric_pair, whole
 from selfsight.data.images import Batch
+from selfsight.distillation import PrototypeHead, Targets, dino_loss, koleo
 from selfsight.methods.method import Facts, Method
-from selfsight.nn import Centre, PrototypeHead, Teacher, koleo, sinkhorn
+from selfsight.nn import Teacher
 from selfsight.optim import Optim
 from selfsight.pictures import bars
 
@@ -48,8 +49,7 @@ class DINO(Method):
         teacher_warmup: float = 0.1
         """Share of the training over which the teacher's temperature rises."""
         momentum: float | None = None
-        """The teacher's at the start, 1 at the end; by default 0.99 up to 100,000 images, 0.996 for ImageNet; at most
-        such that it averages over a twentieth of the training."""
+        """The teacher's at the start, 1 at the end; by default 0.99 up to 100,000 images, 0.996 for ImageNet."""
         centring: Literal["mean", "sinkhorn"] | None = None
         """What keeps the teacher from one answer for all: its mean answer is taken away, or a batch's answers spread
         over all prototypes (SwAV, DINOv2); by default sinkhorn up to 100,000 images."""
@@ -95,10 +95,12 @@ class DINO(Method):
         assert config.prototypes
         assert config.hidden
         assert config.local_min
+        assert config.teacher_temperature
         assert config.strength is not None
         self.head = PrototypeHead(backbone.dim, config.hidden, config.bottleneck, config.prototypes)
         self.teacher = Teacher(nn.Sequential(backbone, self.head))
-        self.centre = Centre(config.prototypes)
+        temperatures = min(config.teacher_temperature_start, config.teacher_temperature), config.teacher_temperature
+        self.targets = Targets(config.prototypes, config.centring == "sinkhorn", temperatures, config.teacher_warmup)
         self.views = asymmetric_pair(spec.image_size, spec.channels, config.global_min, config.hflip, config.strength)
         side = backbone.side_from(spec.image_size * 3 / 7)  # as the paper's local views of 96 pixels to its 224
         scale, blur = (config.local_min, config.global_min), 0.5 * self.views[0].blur
@@ -116,9 +118,9 @@ class DINO(Method):
         frozen = progress < self.config.freeze
         student = self.head(torch.cat(features), frozen).unflatten(0, (-1, len(batch.images)))  # (2 + L, B, K)
         teacher = self.teacher(large).unflatten(0, (2, -1))  # (2, B, K)
-        target = self.sharpen(teacher, progress)
+        target = self.targets(teacher, progress)
         answers = dino_loss(student, target, self.config.student_temperature)
-        self.centre.follow(teacher, self.teacher.brisk(self.config.centre_momentum, progress))
+        self.targets.follow(teacher, self.teacher.brisk(self.config.centre_momentum, progress))
         entropy = torch.special.entr(target).sum(2).mean()
         apart = torch.stack([koleo(one) for one in features[0].chunk(2)]).mean()
         spread = (self.config.koleo or 0.0) * apart
@@ -129,20 +131,6 @@ class DINO(Method):
             "koleo": apart.detach(),
             "chance": math.log(target.shape[2]) + spread.detach(),
         }
-
-    def sharpen(self, cosines: Tensor, progress: float) -> Tensor:
-        """Return the teacher's probabilities (..., K): a batch's cosines (..., K), centred and sharpened."""
-        temperature = self.temperature(progress)
-        if self.config.centring == "sinkhorn":
-            return sinkhorn(cosines.flatten(0, -2) / temperature).view_as(cosines)
-        return F.softmax(self.centre(cosines) / temperature, dim=-1)
-
-    def temperature(self, progress: float) -> float:
-        """Return the teacher's temperature, which rises to its end over the warm-up."""
-        end, warmup = self.config.teacher_temperature, self.config.teacher_warmup
-        assert end
-        start = min(self.config.teacher_temperature_start, end)
-        return start + (end - start) * (min(progress / warmup, 1) if warmup else 1)
 
     def after_step(self, progress: float) -> None:
         """Move the teacher, less and less. Its BatchNorm statistics are its own, of global views only."""
@@ -158,8 +146,7 @@ class DINO(Method):
     def picture(self, batch: Batch) -> dict[str, Tensor]:
         """Show views of each image, and what the teacher answers for one and the student for others."""
         one, two, local = self.views[0](batch), self.views[1](batch), self.local(batch)
-        # By the mean, which is followed always: so few images alone would be spread evenly over all prototypes.
-        target = F.softmax(self.centre(self.teacher(one)) / self.temperature(1.0), dim=1)  # (B, K)
+        target = self.targets.by_mean(self.teacher(one), 1.0)  # (B, K)
         temperature, likely = self.config.student_temperature, target.topk(min(16, target.shape[1])).indices
         answers = [F.softmax(self.head(self.backbone(x)) / temperature, dim=1) for x in (two, local)]
         drawn = [bars(p.gather(1, likely) / p.amax(1, keepdim=True), one.shape[-1]) for p in (target, *answers)]
@@ -169,14 +156,3 @@ class DINO(Method):
             "A global view; the teacher's 16 likeliest prototypes for it; how likely the student finds these from the "
             "other global view; and from a local view": torch.stack([one, *(x.expand_as(one) for x in drawn)])[:, :10],
         }
-
-
-def dino_loss(student: Tensor, target: Tensor, temperature: float) -> Tensor:
-    """Return the cross entropy of the student's answers to the teacher's, over pairs of different views (equation 3).
-
-    `student` (V, B, K): logits of all views; `target` (G, B, K): the teacher's probabilities for the first G of them.
-    The mean is over images and over the G · (V - 1) pairs.
-    """
-    logs = F.log_softmax(student / temperature, dim=2)
-    others = logs.sum(0) - logs[: len(target)]  # (G, B, K): of all views but the teacher's own
-    return -(target * others).sum() / (len(target) * (len(student) - 1) * student.shape[1])
