@@ -4,7 +4,6 @@ Whether the folder is free or resumed, what it says of the run (config.json, ski
 the user is told.
 """
 
-import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -17,8 +16,8 @@ from selfsight.data import write_skipped
 from selfsight.errors import SelfsightError, StoppedError
 from selfsight.memory import peak_memory, tune_allocator
 from selfsight.methods import Facts, Method
-from selfsight.nn import process
 from selfsight.pictures import save_pictures, spread
+from selfsight.processes import leads
 from selfsight.progress import say
 from selfsight.run import RunFolder
 from selfsight.training import Pretrain, Trainee, begin, fit, prepare
@@ -42,7 +41,7 @@ def pretrain(data: Any, method: str, config: Pretrain, method_config: Method.Con
     images, facts = prepare(data, config)
     settings = (method_config or cls.Config()).fit_to(facts)
     module = begin(cls, settings, images, facts, run, config)
-    if process()[0] == 0 and int(os.environ.get("LOCAL_RANK", 0)) == 0:
+    if leads():
         _announce(module, method, settings, facts, device)
     tune_allocator()
     fit(module, device)

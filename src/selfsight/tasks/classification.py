@@ -26,6 +26,7 @@ from selfsight.evaluate.features import answers
 from selfsight.evaluate.finetune import LinearHead
 from selfsight.evaluate.linear import fit_probe
 from selfsight.pictures import save_pictures
+from selfsight.processes import told
 from selfsight.tasks.classifier import (
     Classifier,
     KnnHead,
@@ -36,7 +37,6 @@ from selfsight.tasks.classifier import (
 )
 from selfsight.tasks.labelled import spare
 from selfsight.tasks.model import TaskModel
-from selfsight.tasks.processes import told
 
 Head = Literal["finetune", "linear", "knn"]
 Target = dict[str, Tensor]

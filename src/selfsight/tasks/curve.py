@@ -18,6 +18,7 @@ from selfsight.errors import SelfsightError
 from selfsight.evaluate.finetune import FinetuneConfig
 from selfsight.evaluate.results import Row, amount_words, append_row, plot_curve, read_rows
 from selfsight.evaluate.savings import BASELINE, savings
+from selfsight.processes import leads, own_device, together
 from selfsight.progress import console, say
 from selfsight.run import RunFolder
 from selfsight.tasks.augment import DenseView
@@ -26,7 +27,6 @@ from selfsight.tasks.jobs import DenseConfig, Detection, DetectionConfig, Job, S
 from selfsight.tasks.labelled import open_labelled
 from selfsight.tasks.learning import LearnConfig, Learner, learn
 from selfsight.tasks.model import TaskModel
-from selfsight.tasks.processes import leads, own_device, together
 
 Settings = ClassificationConfig | DetectionConfig | SegmentationConfig
 TASKS: dict[str, type[Settings]] = {

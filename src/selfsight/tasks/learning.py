@@ -22,12 +22,12 @@ from selfsight import optim
 from selfsight.errors import SelfsightError, StoppedError
 from selfsight.evaluate.finetune import RATE_BATCH, peak
 from selfsight.nn import fast_bf16, process, synchronize_batchnorm
+from selfsight.processes import leads, told
 from selfsight.progress import bar, say
 from selfsight.run import RunFolder
 from selfsight.tasks.augment import Target
 from selfsight.tasks.jobs import Job
 from selfsight.tasks.model import TaskModel
-from selfsight.tasks.processes import leads, told
 from selfsight.watch import Keeper, quiet_lightning
 
 VIT_DECAY = 0.75

@@ -1,4 +1,4 @@
-"""Several processes at one training on labels: which of them leads, and what they agree on.
+"""Several processes at one training: which of them leads, and what they agree on.
 
 Lightning starts the helpers as this same program, from its beginning: they must come to the same decisions, and leave
 files and words to the leader.
