@@ -36,7 +36,7 @@ def test_boxes_and_masks_move_with_the_training_view(height: int, width: int) ->
     box = [width // 4, height // 3, width // 4 + width // 3, height // 3 + height // 3]
     image = painted(height, width, [box])
     mask = tv_tensors.Mask((image[0] > 0).long())
-    view = DenseView(64, (0.0, 0.0, 0.0), jitter=0.0)
+    view = DenseView(64, (0.0, 0.0, 0.0), (0.5, 2.0), jitter=0.0)
     seen = 0
     for _ in range(30):
         state = torch.get_rng_state()
@@ -108,7 +108,7 @@ def test_any_channels_and_images_without_objects(channels: int) -> None:
     torch.manual_seed(0)
     nothing = {"boxes": as_boxes([], 30, 40), "labels": torch.zeros(0, dtype=torch.int64)}
     image = torch.randint(256, (channels, 30, 40), dtype=torch.uint8)
-    out, target = DenseView(32, (0.5,) * channels)(image, nothing)
+    out, target = DenseView(32, (0.5,) * channels, (0.5, 2.0))(image, nothing)
     assert out.shape == (channels, 32, 32)
     assert target["boxes"].shape == (0, 4)
     out, target, _ = whole(image, nothing, 32, (0.5,) * channels)

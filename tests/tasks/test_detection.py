@@ -14,7 +14,7 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
 from selfsight.errors import SelfsightError
-from selfsight.tasks.detection import Boxes, Detector, Kind, mean_average_precision
+from selfsight.tasks.detection import Boxes, Detector, Kind, mean_average_precision, one_class
 from tests.tasks.scenes import backbone, learn, rectangles
 
 KINDS: tuple[Kind, ...] = ("fcos", "retinanet", "fasterrcnn")
@@ -250,6 +250,21 @@ def test_average_precision_is_exact_where_an_overlap_meets_a_threshold() -> None
         guess: Boxes = {**truth, "boxes": torch.tensor([[0.0, 0, width, 20]]), "scores": torch.tensor([0.9])}
         (expected, *_), _ = coco_scores([guess], [truth], 1)
         assert mean_average_precision([guess], [truth], ["a"])["map"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_without_classes_a_place_counts_once_whatever_it_is_taken_for() -> None:
+    place, other = [0.0, 0, 20, 20], [40.0, 40, 60, 60]
+    truth: Boxes = {"boxes": torch.tensor([place, other]), "labels": torch.tensor([0, 1])}
+    found: Boxes = {
+        "boxes": torch.tensor([place, other, place]),
+        "labels": torch.tensor([1, 0, 0]),
+        "scores": torch.tensor([0.9, 0.8, 0.7]),
+    }
+    alike = one_class(found)
+    assert alike["scores"].tolist() == pytest.approx([0.9, 0.8]), "the surest of a place stays"
+    assert mean_average_precision([found], [truth], ["a", "b"])["map_50"] < 0.5
+    assert mean_average_precision([alike], [one_class(truth)], ["object"])["map_50"] == 1
+    assert len(one_class({**NONE, "scores": torch.zeros(0)})["boxes"]) == 0
 
 
 def test_average_precision_without_predictions_is_zero_and_without_objects_unknown() -> None:

@@ -7,7 +7,6 @@ import struct
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +30,6 @@ DECODERS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "HEIF", "AVIF", 
 DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 MAX_BANDS = 13
 ORIENTATION = 0x0112  # the EXIF tag
-SAMPLE = 200  # images looked at to learn what a set is like
-DEEP_SAMPLE = 32  # of these, how many 16-bit ones are decoded for the percentiles
 
 Picture = str | Image.Image | NDArray[Any] | torch.Tensor
 """A file, or an image in memory: (H, W) or (H, W, C) as an array, (C, H, W) as a tensor."""
@@ -119,18 +116,45 @@ def not_a_file(file: str) -> str | None:
     return None if stat.S_ISREG(mode) else "not a regular file"
 
 
+@contextmanager
+def reasons() -> Iterator[None]:
+    """Turn whatever goes wrong inside into a BadImageError whose message is a reason of one line."""
+    try:
+        yield
+    except BadImageError:
+        raise
+    except FileNotFoundError as error:
+        raise BadImageError("no such file") from error
+    except PermissionError as error:
+        raise BadImageError("permission denied") from error
+    except UnidentifiedImageError as error:
+        raise BadImageError("not an image of a known format (TIFF of more than 4 bands: save as .npy)") from error
+    except Image.DecompressionBombError as error:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
+        raise BadImageError(f"more than {limit:.0f} million pixels") from error
+    # Decoders meet arbitrary bytes and answer with OSError, SyntaxError, struct.error, zlib.error, KeyError,
+    # MemoryError and more; a data set of the user's may raise anything. One bad picture must not end the run.
+    except Exception as error:
+        raise BadImageError(" ".join(str(error).split())[:200] or type(error).__name__) from error
+
+
+def open_image(file: IO[bytes]) -> Image.Image:
+    """Return the image in an open file, its pixels not yet decoded; only the decoders above are tried."""
+    return Image.open(file, formats=DECODERS)
+
+
 def fetch(pictures: Pictures, row: int) -> Picture:
     """Return pictures[row]; BadImageError if the data set itself fails at it."""
-    with _reasons():
+    with reasons():
         return pictures[row]
 
 
 def decode(picture: Picture, recipe: Recipe) -> Square:
     """Return the picture squeezed to a (C, S, S) square; BadImageError with the reason if it cannot be."""
-    with _reasons():
+    with reasons():
         if isinstance(picture, str) and not picture.lower().endswith(".npy"):
             # Read at once: Pillow's own reading in small pieces costs a tenth of the speed.
-            with _open(io.BytesIO(_bytes(picture))) as image:
+            with open_image(io.BytesIO(_bytes(picture))) as image:
                 if image.format in ("JPEG", "MPO"):
                     aspect = _upright_aspect(image)
                     # Let the JPEG decoder itself shrink, to the smallest of 1/1 .. 1/8 that is large enough.
@@ -140,21 +164,21 @@ def decode(picture: Picture, recipe: Recipe) -> Square:
                 return Square(pixels, _upright_aspect(image))
         if isinstance(picture, Image.Image):
             return Square(_from_image(picture, recipe), _upright_aspect(picture))
-        array = _as_array(picture)
+        array = as_array(picture)
         return Square(_from_array(array, recipe), array.shape[1] / array.shape[0])
 
 
 def read_size(picture: Picture) -> tuple[int, int]:
     """Return (width, height), upright, from the header alone; BadImageError if that is broken already."""
-    with _reasons():
+    with reasons():
         if isinstance(picture, str) and not picture.lower().endswith(".npy"):
             if reason := not_a_file(picture):
                 raise BadImageError(reason)
-            with Path(picture).open("rb") as file, _open(file) as image:
+            with Path(picture).open("rb") as file, open_image(file) as image:
                 return _upright_size(image)
         if isinstance(picture, Image.Image):
             return _upright_size(picture)
-        height, width = _as_array(picture).shape[:2]
+        height, width = as_array(picture).shape[:2]
         return width, height
 
 
@@ -169,66 +193,31 @@ def read_indices(file: str) -> NDArray[np.uint8] | NDArray[np.uint16]:
 
     BadImageError if it holds colours, or cannot be read.
     """
-    with _reasons(), Image.open(io.BytesIO(_bytes(file)), formats=("PNG",)) as image:
+    with reasons(), Image.open(io.BytesIO(_bytes(file)), formats=("PNG",)) as image:
         if image.mode not in ("1", "L", "P", "I;16"):
             raise BadImageError("holds colours, not class numbers; save it as a grey or palette PNG")
         numbers = np.asarray(image)
         return numbers.astype(np.uint8) if numbers.dtype == bool else numbers
 
 
-def learn_recipe(
-    pictures: Pictures, source: str, image_size: int, side: int | None = None, channels: int | None = None
-) -> Recipe:
-    """Look at up to 200 pictures, spread over the set, and return the recipe that fits them all.
-
-    The side is the smaller of `side` (1.5 * image_size if None) and the 90th percentile of the pictures' own
-    longer sides, but at least 8. There is one channel if all are grey, three if any has colour, else as many
-    as there are bands. Deeper than 8 bits is stretched from the 0.5th to the 99.5th percentile of the sample;
-    fractions within 0 .. 1 keep their scale. SelfsightError if nothing can be read, or if band counts differ
-    or are not what `channels` asks for.
-    """
-
-    def look(row: int) -> _Look | str:
-        try:
-            return _look(fetch(pictures, row), row, channels)
-        except BadImageError as error:
-            return str(error)
-
-    def values(row: int) -> NDArray[Any]:
-        try:
-            return _deep_values(fetch(pictures, row))
-        except BadImageError:  # the header was fine, the rest is not: the full pass will list it
-            return np.zeros((0, 1))
-
-    sample = np.unique(np.linspace(0, len(pictures) - 1, SAMPLE).astype(int)).tolist()
-    with quiet_decoders(), ThreadPoolExecutor(thread_count()) as pool:
-        seen = list(pool.map(look, sample))
-        looks = [s for s in seen if isinstance(s, _Look)]
-        if not looks:
-            raise nothing_readable(source, [s for s in seen if isinstance(s, str)], len(pictures))
-        deep_rows = [s.row for s in looks if s.deep]
-        deep = list(pool.map(values, deep_rows[:: max(1, len(deep_rows) // DEEP_SAMPLE)]))
-    bands = sorted({s.bands for s in looks})
-    tiles = not {1, 3}.issuperset(bands)  # grey and colour go together, other bands only with their like
-    if tiles and len(bands) > 1:
-        raise SelfsightError(
-            f"{source}: images of {bands[0]} and of {bands[-1]} bands; all must have the same number of bands"
-        )
-    if channels not in ((None, bands[0]) if tiles else (None, 1, 3)):
-        raise SelfsightError(f"{source}: the images have {bands[-1]} bands, not {channels}")
-    longer = float(np.percentile([s.longer for s in looks], 90))
-    final_side = max(8, int(min(side or 1.5 * image_size, longer)))
-    deep = [d for d in deep if d.size]
-    if not deep:
-        return Recipe(final_side, channels or bands[-1])
-    low, high = _stretch(np.concatenate([d for d in deep if d.shape[1] == deep[0].shape[1]]))
-    return Recipe(final_side, channels or bands[-1], low, high)
-
-
 def nothing_readable(source: str, reasons: Sequence[str], count: int) -> SelfsightError:
     """Return the error for a set without a single readable image; it names the commonest reason."""
     common = max(set(reasons), key=reasons.count)
     return SelfsightError(f"{source}: none of {count} images could be read; most often: {common}")
+
+
+def as_array(picture: str | NDArray[Any] | torch.Tensor) -> NDArray[Any]:
+    """Return a non-empty array (H, W) or (H, W, C)."""
+    if isinstance(picture, torch.Tensor):
+        array: NDArray[Any] = picture.detach().cpu().numpy()
+        array = np.moveaxis(array, 0, -1) if array.ndim == 3 else array
+    elif isinstance(picture, str):
+        array = np.load(io.BytesIO(_bytes(picture)), allow_pickle=False)
+    else:
+        array = np.asarray(picture)
+    if array.ndim not in (2, 3) or not array.size or not (np.issubdtype(array.dtype, np.number) or array.dtype == bool):
+        raise BadImageError(f"not an image: {array.dtype} of shape {array.shape}")
+    return bands_last(array) if array.ndim == 3 else array
 
 
 def bands_last(array: NDArray[Any]) -> NDArray[Any]:
@@ -254,78 +243,6 @@ def to_uint8(array: NDArray[Any], recipe: Recipe) -> NDArray[np.uint8]:
     return pixels
 
 
-@dataclass(frozen=True)
-class _Look:
-    row: int
-    longer: int
-    bands: int
-    deep: bool
-    """More than 8 bits a value."""
-
-
-def _look(picture: Picture, row: int, channels: int | None) -> _Look:
-    if isinstance(picture, str) and not picture.lower().endswith(".npy"):
-        with _reasons(), Path(picture).open("rb") as file, _open(file) as image:
-            return _look(image, row, channels)
-    with _reasons():
-        if not isinstance(picture, Image.Image):
-            array = _as_array(picture)
-            bands = array.shape[2] if array.ndim == 3 else 1
-            return _Look(row, max(array.shape[:2]), bands, array.dtype not in (np.uint8, np.bool_))
-        all_four = channels == 4 and len(picture.getbands()) == 4  # asked for, so alpha is a band here
-        bands = 4 if all_four else 1 if _is_grey(picture) else 3
-        return _Look(row, max(picture.size), bands, picture.mode in DEEP_MODES)
-
-
-def _is_grey(image: Image.Image) -> bool:
-    palette = image.getpalette() if image.mode == "P" else None
-    if palette is not None:
-        return bool((np.ptp(np.reshape(palette, (-1, 3)), axis=1) == 0).all())
-    return image.mode in ("1", "L", "LA", "La", *DEEP_MODES)
-
-
-def _deep_values(picture: Picture) -> NDArray[Any]:
-    """Return some (values, bands) of an image of more than 8 bits."""
-    with _reasons():
-        if isinstance(picture, str) and not picture.lower().endswith(".npy"):
-            with Path(picture).open("rb") as file, _open(file) as image:
-                array = np.asarray(image)
-        else:
-            array = np.asarray(picture) if isinstance(picture, Image.Image) else _as_array(picture)
-        values = array.reshape(-1, 1 if array.ndim == 2 else array.shape[2])
-        return values[:: max(1, len(values) // 10_000)]
-
-
-def _stretch(values: NDArray[Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return per band the values (N, bands) that become 0 and 255."""
-    if np.issubdtype(values.dtype, np.floating) and np.nanmin(values) >= 0 and np.nanmax(values) <= 1:
-        return (0.0,), (1.0,)
-    low, high = np.nan_to_num(np.nanpercentile(values, [0.5, 99.5], axis=0))
-    return tuple(low.tolist()), tuple(np.where(high > low, high, low + 1).tolist())
-
-
-@contextmanager
-def _reasons() -> Iterator[None]:
-    """Turn whatever goes wrong inside into a BadImageError whose message is a reason of one line."""
-    try:
-        yield
-    except BadImageError:
-        raise
-    except FileNotFoundError as error:
-        raise BadImageError("no such file") from error
-    except PermissionError as error:
-        raise BadImageError("permission denied") from error
-    except UnidentifiedImageError as error:
-        raise BadImageError("not an image of a known format (TIFF of more than 4 bands: save as .npy)") from error
-    except Image.DecompressionBombError as error:
-        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
-        raise BadImageError(f"more than {limit:.0f} million pixels") from error
-    # Decoders meet arbitrary bytes and answer with OSError, SyntaxError, struct.error, zlib.error, KeyError,
-    # MemoryError and more; a data set of the user's may raise anything. One bad picture must not end the run.
-    except Exception as error:
-        raise BadImageError(" ".join(str(error).split())[:200] or type(error).__name__) from error
-
-
 def _bytes(file: str) -> bytes:
     if reason := not_a_file(file):  # opening a pipe would wait for ever
         raise BadImageError(reason)
@@ -333,10 +250,6 @@ def _bytes(file: str) -> bytes:
     if not content:
         raise BadImageError("empty file")
     return content
-
-
-def _open(file: IO[bytes]) -> Image.Image:
-    return Image.open(file, formats=DECODERS)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -393,20 +306,6 @@ def _from_array(array: NDArray[Any], recipe: Recipe) -> NDArray[np.uint8]:
         raise BadImageError(f"{len(bands)} bands where the set has {recipe.channels}")
     images = (_resize(Image.fromarray(np.ascontiguousarray(band)), recipe.side) for band in bands)
     return np.stack([np.asarray(image) for image in images])
-
-
-def _as_array(picture: str | NDArray[Any] | torch.Tensor) -> NDArray[Any]:
-    """Return a non-empty array (H, W) or (H, W, C)."""
-    if isinstance(picture, torch.Tensor):
-        array: NDArray[Any] = picture.detach().cpu().numpy()
-        array = np.moveaxis(array, 0, -1) if array.ndim == 3 else array
-    elif isinstance(picture, str):
-        array = np.load(io.BytesIO(_bytes(picture)), allow_pickle=False)
-    else:
-        array = np.asarray(picture)
-    if array.ndim not in (2, 3) or not array.size or not (np.issubdtype(array.dtype, np.number) or array.dtype == bool):
-        raise BadImageError(f"not an image: {array.dtype} of shape {array.shape}")
-    return bands_last(array) if array.ndim == 3 else array
 
 
 def _resize(image: Image.Image, side: int) -> Image.Image:

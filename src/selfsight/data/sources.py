@@ -7,11 +7,12 @@ import numpy as np
 
 from selfsight.data.annotations import Annotated
 from selfsight.data.cache import cached, default_cache_dir, in_memory, streamed
-from selfsight.data.decode import EXTENSIONS, learn_recipe
+from selfsight.data.decode import EXTENSIONS
 from selfsight.data.folder import identify, list_files, list_folder
 from selfsight.data.formats import TABLES, from_object, is_idx, is_table, read_idx, read_npz, read_table
 from selfsight.data.images import ImageSet
 from selfsight.data.listing import Listing
+from selfsight.data.recipe import learn_recipe
 from selfsight.errors import SelfsightError
 
 

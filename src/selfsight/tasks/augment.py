@@ -24,20 +24,20 @@ Target = dict[str, Tensor]
 class DenseView:
     """A training view: a random scale, a random crop or place, a flip, a little colour jitter.
 
-    Large scale jitter (Ghiasi et al. 2021, "Simple Copy-Paste"), of a range narrower than the 0.1 to 2 with which they
-    train for hundreds of epochs.
+    Scale jitter as by Ghiasi et al. 2021, "Simple Copy-Paste", who draw from 0.1 to 2 and train for hundreds of epochs.
     """
 
     size: int
     """Height and width of the view in pixels."""
     mean: tuple[float, ...]
     """Mean of each channel in [0, 1], which fills what lies outside of the image; in masks 255 does."""
-    scale: tuple[float, float] = (0.5, 2.0)
+    scale: tuple[float, float]
     """How large the image is shown, 1 with its longer side as long as the view's."""
     hflip: bool = True
     """Mirror half of the views."""
-    jitter: float = 0.2
-    """Brightness, contrast and saturation of colour images are multiplied by 1 ± this."""
+    jitter: float = 0.4
+    """Brightness, contrast and saturation of colour images are multiplied by 1 ± this, hue is turned by a quarter of it
+    as a share of the circle."""
     visible: float = 0.3
     """Objects of which the view shows a smaller share of the box are no target."""
 
@@ -49,7 +49,7 @@ class DenseView:
         flip = v2.RandomHorizontalFlip(0.5 if self.hflip else 0.0)
         view, seen = flip(*crop(*scaled))
         if self.jitter and len(image) == 3:
-            view = v2.ColorJitter(self.jitter, self.jitter, self.jitter)(view)
+            view = v2.ColorJitter(self.jitter, self.jitter, self.jitter, self.jitter / 4)(view)
         if "boxes" in seen:
             seen = v2.ClampBoundingBoxes()(seen)  # by a rounding error outside is outside for what follows
             enough = _areas(seen) >= self.visible * sizes

@@ -182,22 +182,14 @@ def train(
         models = {job.protocol: once.fit(rows)}
         if name == method and isinstance(job, Classification) and job.config.pseudo_labels is not None:
             models["pseudo"] = once.with_pseudo_labels(models[job.protocol], rows)
-        if not leads():
-            together()
-            continue
-        results = {protocol: job.scores(model, "test", job.rows("test")) for protocol, model in models.items()}
-        seconds = round(time.monotonic() - start, 1)
-        for protocol, scores in reversed(results.items()):
-            for metric, value in reversed(scores.items()):  # the one that `done` looks for comes last
-                row = replace(blank, protocol=protocol, metric=metric, value=value, seconds=seconds)
-                append_row(folder.results_file, row)
-            words = ", ".join(f"{metric} {value:.3f}" for metric, value in scores.items() if ":" not in metric)
-            say(f"  {protocol}: {words} ({seconds:.0f} s)")
-        if keeps:
-            best = list(models.values())[-1]
-            job.illustrate(best, out / "pictures")
-            folder.save_method(best)
-        once.forget()
+        if leads():
+            results = {protocol: job.scores(model, "test", job.rows("test")) for protocol, model in models.items()}
+            _record(folder.results_file, blank, results, round(time.monotonic() - start, 1))
+            if keeps:
+                best = list(models.values())[-1]
+                job.illustrate(best, out / "pictures")
+                folder.save_method(best)
+            once.forget()
         together()
     if not leads():
         return None
@@ -320,6 +312,15 @@ def describe(
                 raise SelfsightError(f"--out {folder.path}: holds a training with other {key}; choose another folder")
     folder.path.mkdir(parents=True, exist_ok=True)
     folder.write_config(content)
+
+
+def _record(file: Path, blank: Row, results: dict[str, dict[str, float]], seconds: float) -> None:
+    """Append a training's scores by protocol and metric, and say them; `blank`'s, by which it counts as done, last."""
+    for protocol, scores in reversed(results.items()):
+        for metric, value in reversed(scores.items()):
+            append_row(file, replace(blank, protocol=protocol, metric=metric, value=value, seconds=seconds))
+        words = ", ".join(f"{metric} {value:.3f}" for metric, value in scores.items() if ":" not in metric)
+        say(f"  {protocol}: {words} ({seconds:.0f} s)")
 
 
 def _subsets(config: TrainConfig) -> Iterator[tuple[float | int, int]]:

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, Literal, TypedDict
 
 import numpy as np
+import torch
 from timm.layers.norm import LayerNorm2d
 from torch import Tensor, nn
 from torchmetrics.detection import MeanAveragePrecision
@@ -19,7 +20,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.retinanet import RetinaNetHead
-from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
+from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, nms
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from selfsight.backbones import Backbone
@@ -34,6 +35,8 @@ Of a prediction 'scores' (n,), 0 to 1, highest first, as well."""
 
 LEAST_SCORE = 0.05
 """Predictions of a lower score are dropped; average precision needs those of low scores."""
+ONE_PLACE = 0.6
+"""Predictions of one class whose IoU is higher are of one object: the threshold of torchvision's FCOS."""
 ROIS = 128
 """Regions of an image that train Faster R-CNN's second stage: a quarter of the paper's, whose images are larger."""
 FCOS_START = 4.0
@@ -247,6 +250,17 @@ def _in_float32(module: nn.Module, inputs: tuple[Any, ...], outputs: Any) -> Any
     if isinstance(outputs, dict):
         return {name: _in_float32(module, inputs, value) for name, value in outputs.items()}
     return type(outputs)(_in_float32(module, inputs, value) for value in outputs)
+
+
+def one_class(boxes: Boxes) -> Boxes:
+    """Return objects or predictions as if all were of one class.
+
+    Where predictions of several classes share a place, by an IoU of more than 0.6, the surest stays.
+    """
+    if "scores" in boxes:
+        kept = nms(boxes["boxes"], boxes["scores"], ONE_PLACE)
+        boxes = {name: values[kept] for name, values in boxes.items()}
+    return {**boxes, "labels": torch.zeros_like(boxes["labels"])}
 
 
 class DetectionScores(TypedDict):

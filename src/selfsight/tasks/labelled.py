@@ -14,7 +14,7 @@ from selfsight.data import BoxSet, ImageSet, MaskSet, open_images
 from selfsight.data.annotations import Annotated
 from selfsight.errors import SelfsightError
 
-ENOUGH = 50
+ENOUGH = 200
 """With fewer labelled images none is spared for validation: the last weights are kept."""
 T = TypeVar("T", BoxSet, MaskSet)
 Open = Callable[..., T]

@@ -63,8 +63,8 @@ class LearnConfig:
     see is the same in every task. By default 0.75 for ViTs, as is usual since BEiT, and 1 for all others."""
     hflip: bool = True
     """Mirror half of the training views; not where left and right mean something."""
-    validation: float = 0.2
-    """Share of the labelled images that choose the best weights, where there are 50 or more (for classification
+    validation: float = 0.1
+    """Share of the labelled images that choose the best weights, where there are 200 or more (for classification
     1,000); 0 keeps the last."""
     checks: int = 5
     """How often over a training these are asked."""
