@@ -45,7 +45,8 @@ class Savings:
             return f"{with_labels} one seed says little of what pretraining saves: use --seeds 3 or more."
         points = f"{100 * self.gain:+.1f} ± {100 * self.margin:.1f} points"
         if not self.measurable:
-            return f"{with_labels} pretraining brings no measurable gain ({points})."
+            hint = f" in {self.seeds} seeds; more would narrow it" if self.gain > 0 else ""
+            return f"{with_labels} pretraining brings no measurable gain ({points}{hint})."
         if self.beyond is not None:
             more = f"more than {self._amount(self.beyond)}"
             return f"{with_labels} pretraining gives what scratch needs {more} for ({points})."

@@ -159,10 +159,10 @@ def train(
     folder = RunFolder(out)
     if leads():
         describe(folder, job, backbone, config, settings, learning, run, method)
-        write_problems(out / "problems.csv", job.problems)
+        problems = out / "problems.csv"
+        write_problems(problems, job.problems)
         if job.problems:
-            where = out / "problems.csv"
-            say(f"{len(job.problems)} labels or images are wrong, listed in {where}; first: {_words(job.problems[0])}")
+            say(f"wrong labels or images: {len(job.problems)}, listed in {problems}; first: {_words(job.problems[0])}")
     done = {row.key for row in read_rows(folder.results_file)}
     most = max(map(repr, config.amounts), key=lambda amount: len(few[amount, config.seed]))
     runs = [(*subset, name) for subset in _subsets(config) for name in starts]
