@@ -14,7 +14,7 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
 from selfsight.errors import SelfsightError
-from selfsight.tasks.detection import Boxes, Detector, Kind, mean_average_precision, one_class
+from selfsight.tasks.detection import Boxes, Detector, Kind, mean_average_precision, one_class, surest
 from tests.tasks.scenes import backbone, learn, rectangles
 
 KINDS: tuple[Kind, ...] = ("fcos", "retinanet", "fasterrcnn")
@@ -265,6 +265,8 @@ def test_without_classes_a_place_counts_once_whatever_it_is_taken_for() -> None:
     assert mean_average_precision([found], [truth], ["a", "b"])["map_50"] < 0.5
     assert mean_average_precision([alike], [one_class(truth)], ["object"])["map_50"] == 1
     assert len(one_class({**NONE, "scores": torch.zeros(0)})["boxes"]) == 0
+    assert surest(found, 0.75)["labels"].tolist() == [1, 0], "its class is the surest's"
+    assert surest(found, 0.85)["labels"].tolist() == [1]
 
 
 def test_average_precision_without_predictions_is_zero_and_without_objects_unknown() -> None:

@@ -36,7 +36,7 @@ Of a prediction 'scores' (n,), 0 to 1, highest first, as well."""
 LEAST_SCORE = 0.05
 """Predictions of a lower score are dropped; average precision needs those of low scores."""
 ONE_PLACE = 0.6
-"""Predictions of one class whose IoU is higher are of one object: the threshold of torchvision's FCOS."""
+"""Predictions whose IoU is higher are of one object: what torchvision's FCOS holds of those of one class."""
 ROIS = 128
 """Regions of an image that train Faster R-CNN's second stage: a quarter of the paper's, whose images are larger."""
 FCOS_START = 4.0
@@ -252,14 +252,19 @@ def _in_float32(module: nn.Module, inputs: tuple[Any, ...], outputs: Any) -> Any
     return type(outputs)(_in_float32(module, inputs, value) for value in outputs)
 
 
-def one_class(boxes: Boxes) -> Boxes:
-    """Return objects or predictions as if all were of one class.
+def surest(found: Boxes, score: float = 0.0) -> Boxes:
+    """Return the predictions of at least this score, one a place: of those that share one, whatever their classes.
 
-    Where predictions of several classes share a place, by an IoU of more than 0.6, the surest stays.
+    Predictions share a place if their IoU is more than 0.6; the surest of them stays.
     """
-    if "scores" in boxes:
-        kept = nms(boxes["boxes"], boxes["scores"], ONE_PLACE)
-        boxes = {name: values[kept] for name, values in boxes.items()}
+    sure = {name: values[found["scores"] >= score] for name, values in found.items()}
+    kept = nms(sure["boxes"], sure["scores"], ONE_PLACE)
+    return {name: values[kept] for name, values in sure.items()}
+
+
+def one_class(boxes: Boxes) -> Boxes:
+    """Return objects, or the surest predictions of each place, as if all were of one class."""
+    boxes = surest(boxes) if "scores" in boxes else boxes
     return {**boxes, "labels": torch.zeros_like(boxes["labels"])}
 
 

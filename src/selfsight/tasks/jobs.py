@@ -22,7 +22,7 @@ from selfsight.evaluate.features import evaluating
 from selfsight.pictures import in_colour, save_pictures, spread
 from selfsight.progress import track
 from selfsight.tasks.augment import DenseView, Placement, Target, whole
-from selfsight.tasks.detection import Boxes, Detector, Kind, mean_average_precision, one_class
+from selfsight.tasks.detection import Boxes, Detector, Kind, mean_average_precision, one_class, surest
 from selfsight.tasks.labelled import Labelled, scaled, spare
 from selfsight.tasks.model import TaskModel
 from selfsight.tasks.overlay import painted, palette
@@ -247,7 +247,7 @@ class Detection(Dense[BoxSet]):
 
     def shown(self, answer: Boxes) -> Boxes:
         """Return what is drawn of the model's answer."""
-        return {name: values[answer["scores"] >= DRAWN].cpu() for name, values in answer.items()}
+        return {name: values.cpu() for name, values in surest(answer, DRAWN).items()}
 
     def loss(self, model: TaskModel, images: Tensor, targets: list[Target]) -> Tensor:
         """Return the sum of the detector's losses."""

@@ -26,7 +26,7 @@ from selfsight.progress import track
 from selfsight.run import RunFolder, replace_file
 from selfsight.tasks.augment import whole
 from selfsight.tasks.classifier import Classifier, KnnHead
-from selfsight.tasks.detection import Boxes, Detector
+from selfsight.tasks.detection import Boxes, Detector, surest
 from selfsight.tasks.model import TaskModel
 from selfsight.tasks.overlay import overlay, palette, with_legend
 from selfsight.tasks.segmentation import Segmenter
@@ -209,10 +209,10 @@ class BoxWriter:
         }
 
     def add(self, name: str, answer: Boxes, size: tuple[int, int]) -> Boxes:
-        """Take the boxes of an image; return those that are sure enough."""
+        """Take the boxes of an image; return those that are sure enough, the surest of each place."""
         number = len(self.coco["images"]) + 1
         self.coco["images"].append({"id": number, "file_name": name, "width": size[0], "height": size[1]})
-        kept = {k: v[answer["scores"] >= self.score] for k, v in answer.items()}
+        kept = surest(answer, self.score)
         _add(self.coco, kept, number)
         return kept
 
