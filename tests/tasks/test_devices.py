@@ -27,8 +27,9 @@ from selfsight.tasks.learning import LearnConfig
 data, out, devices, pseudo = sys.argv[1:]
 torch.manual_seed(0)
 net = backbones.create(backbones.plan("test_resnet", 16, 1, (0.3,), (0.38,)))
-steps = {"min_steps": 12, "max_steps": 12, "checks": 2, "validation": 0.2}
-learning = LearnConfig(devices=int(devices), batch_size=32, lr=1e-3, **steps)
+learning = LearnConfig(
+    devices=int(devices), min_steps=12, max_steps=12, batch_size=32, lr=1e-3, checks=2, validation=0.2
+)
 settings = ClassificationConfig(pseudo_labels=float(pseudo) or None)
 config = TrainConfig(labels=(0.1, 1.0), seeds=1)
 trained = train(net, data, config, settings, learning, method="simclr", run="run", out=Path(out))

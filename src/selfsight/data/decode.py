@@ -200,9 +200,9 @@ def read_indices(file: str) -> NDArray[np.uint8] | NDArray[np.uint16]:
         return numbers.astype(np.uint8) if numbers.dtype == bool else numbers
 
 
-def nothing_readable(source: str, reasons: Sequence[str], count: int) -> SelfsightError:
-    """Return the error for a set without a single readable image; it names the commonest reason."""
-    common = max(set(reasons), key=reasons.count)
+def nothing_readable(source: str, given: Sequence[str], count: int) -> SelfsightError:
+    """Return the error for a set without a single readable image; it names the commonest of the reasons given."""
+    common = max(set(given), key=given.count)
     return SelfsightError(f"{source}: none of {count} images could be read; most often: {common}")
 
 
