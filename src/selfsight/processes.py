@@ -4,6 +4,7 @@ Lightning starts the helpers as this same program, from its beginning: they must
 files and words to the leader.
 """
 
+import atexit
 import os
 from typing import TypeVar
 
@@ -38,6 +39,17 @@ def told(value: T) -> T:
     box = [value]
     dist.broadcast_object_list(box, 0)
     return box[0]
+
+
+@atexit.register
+def _part() -> None:
+    """Close the connection to the other processes before Python ends: gloo's threads must not outlive it.
+
+    Else the process is aborted at random ("terminate called without an active exception"), and Lightning kills the
+    others with it. Lightning itself closes NCCL's alone. See pytorch/pytorch#190489.
+    """
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _local_rank() -> int:
