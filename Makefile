@@ -18,10 +18,18 @@ $(BIN)/python:
 	$(BIN)/python -m pip install --quiet -e '.[dev]'
 	touch $@ .venv/demo.ok
 
+# The gallery's tests run in a real browser; where it can't be installed, they are skipped and say so.
+.venv/browser.ok: | $(BIN)/python
+	@command -v chromium >/dev/null && ls /usr/share/fonts/truetype/noto/NotoColorEmoji.ttf >/dev/null 2>&1 \
+		|| { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq \
+		&& DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium fonts-noto-color-emoji >/dev/null; } \
+		|| echo "no chromium or no fonts-noto-color-emoji: the tests of the page in a browser will be skipped"
+	touch $@
+
 demo: .venv/demo.ok
 	$(BIN)/selfsight demo --out runs/demo
 
-test: lint
+test: lint .venv/browser.ok
 	$(BIN)/python -m pytest
 
 lint: .venv/dev.ok

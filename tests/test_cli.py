@@ -60,6 +60,36 @@ def test_the_main_path(
     assert json.loads(capsys.readouterr().out) == {"out": str(out), "images": 200, "dim": 96}
     assert len(out.read_text().splitlines()) == 201
 
+    flags = ["--query", folder / "0" / "0.png", "-k", 3, "--json"]
+    assert selfsight(monkeypatch, "search", run, folder, *flags) == 0
+    hits = json.loads(capsys.readouterr().out)["hits"]
+    assert (hits[0]["name"], hits[0]["label"], len(hits)) == ("0/0.png", "0", 3)
+    assert hits[0]["similarity"] == pytest.approx(1, abs=1e-3)
+    assert selfsight(monkeypatch, "search", run, folder, *flags, "--folder", "7") == 0
+    assert {hit["label"] for hit in json.loads(capsys.readouterr().out)["hits"]} == {"7"}
+    assert selfsight(monkeypatch, "search", run, folder, "--query", folder / "3" / "broken.jpg") == 1
+    assert "3/broken.jpg: none of 1 images could be read" in capsys.readouterr().err
+
+    copies = tmp_path / "copies"
+    assert selfsight(monkeypatch, "duplicates", run, folder, "--out", copies, "--similarity", 1, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["groups"] == [], "no digit was scanned twice"
+    assert len((copies / "keep.txt").read_text().splitlines()) == 200
+    assert "No image is there twice" in (copies / "report.html").read_text()
+
+    few = tmp_path / "few.csv"
+    labels = [(f, f.parent.name if i % 20 == 0 else "") for i, f in enumerate(sorted(folder.rglob("*.png")))]
+    few.write_text("path,label\n" + "".join(f"{file},{label}\n" for file, label in labels))
+    backwards = tmp_path / "backwards.csv"
+    backwards.write_text("path\n" + "".join(f"{file}\n" for file, _ in labels[::-1]))
+    assert selfsight(monkeypatch, "embed", run, backwards, "--out", tmp_path / "b.csv", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 200
+    paths = [line.split(",")[0] for line in (tmp_path / "b.csv").read_text().splitlines()[1:]]
+    assert paths == [str(file) for file, _ in labels[::-1]], "in the order of the data"
+    chosen = tmp_path / "next.csv"
+    assert selfsight(monkeypatch, "select", run, few, "-n", 7, "--strategy", "both", "--out", chosen, "--json") == 0
+    assert len(set(json.loads(capsys.readouterr().out)["images"])) == 7
+    assert chosen.read_text().splitlines()[0] == "path,label"
+
     flags = ["--per-class", 2, 5, "--seeds", 2, "--protocols", "knn", "linear", "--json"]
     assert selfsight(monkeypatch, "evaluate", run, folder, *flags) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]

@@ -1,9 +1,9 @@
 import csv
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -58,21 +58,11 @@ def test_csv_reads_back_to_the_last_bit(embedding: Embedding, tmp_path: Path) ->
 
 
 def test_parquet_reads_back_and_has_full_paths_where_there_are_files(embedding: Embedding, tmp_path: Path) -> None:
-    parquet = pytest.importorskip("pyarrow.parquet")
     files = [f"/photos/{name}" for name in embedding.names]
-    table = parquet.read_table(replace(embedding, files=files).save(tmp_path / "e.parquet")).to_pydict()
+    table = pq.read_table(replace(embedding, files=files).save(tmp_path / "e.parquet")).to_pydict()
     assert table["path"] == files
     assert table["label"] == list(embedding.labels)
     np.testing.assert_array_equal(np.array(table["features"], np.float32), embedding.features)
-
-
-def test_parquet_without_pyarrow_names_the_extra(
-    embedding: Embedding, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(SelfsightError, match=r"selfsight\[parquet\]"):
-        embedding.save(tmp_path / "e.parquet")
-    assert not list(tmp_path.iterdir())
 
 
 def test_an_unknown_suffix_is_named(embedding: Embedding, tmp_path: Path) -> None:

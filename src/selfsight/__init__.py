@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from selfsight.embed import Embedding
     from selfsight.errors import SelfsightError
     from selfsight.evaluate.curve import EvaluateConfig
+    from selfsight.search import DuplicateConfig, Index, Where
     from selfsight.tasks.classification import ClassificationConfig
     from selfsight.tasks.curve import TrainConfig
     from selfsight.tasks.jobs import DetectionConfig, SegmentationConfig
@@ -26,14 +27,17 @@ if TYPE_CHECKING:
 __all__ = [
     "ClassificationConfig",
     "DetectionConfig",
+    "DuplicateConfig",
     "Embedding",
     "EvaluateConfig",
+    "Index",
     "LearnConfig",
     "Pretrain",
     "Run",
     "SegmentationConfig",
     "SelfsightError",
     "TrainConfig",
+    "Where",
     "load",
     "open_images",
     "pretrain",
@@ -43,14 +47,17 @@ __version__ = "0.1.0"
 _HOMES = {
     "ClassificationConfig": "tasks.classification",
     "DetectionConfig": "tasks.jobs",
+    "DuplicateConfig": "search",
     "Embedding": "embed",
     "EvaluateConfig": "evaluate.curve",
+    "Index": "search",
     "LearnConfig": "tasks.learning",
     "Pretrain": "training",
     "Run": "api",
     "SegmentationConfig": "tasks.jobs",
     "SelfsightError": "errors",
     "TrainConfig": "tasks.curve",
+    "Where": "search",
     "load": "api",
     "open_images": "data",
     "pretrain": "api",

@@ -1,15 +1,19 @@
 """The Python API: pretrain, load, and what a run can do."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from selfsight import methods, pretraining
 from selfsight.backbones import Backbone
-from selfsight.data import ImageSet, open_images
+from selfsight.data import ImageSet, Skipped, open_images
+from selfsight.data.listing import index_labels
+from selfsight.data.sources import list_images
 from selfsight.embed import Embedding
 from selfsight.embed import embed as embed_images
 from selfsight.errors import SelfsightError
@@ -20,7 +24,8 @@ from selfsight.export import Format
 from selfsight.export import export as export_backbone
 from selfsight.methods import Method
 from selfsight.pictures import MOST_IMAGES, Picture, examples, read_pictures, save_pictures
-from selfsight.report import draw_looks, write_report, write_trained
+from selfsight.progress import say
+from selfsight.report import draw_looks, write_copies, write_report, write_trained
 from selfsight.run import RunFolder
 from selfsight.tasks.classification import ClassificationConfig
 from selfsight.tasks.curve import TASKS, Settings, TrainConfig, Trained, default_learning
@@ -28,6 +33,9 @@ from selfsight.tasks.curve import train as train_task
 from selfsight.tasks.learning import LearnConfig
 from selfsight.training import Pretrain
 from selfsight.watch import draw
+
+if TYPE_CHECKING:  # LanceDB takes a second to load, and no training needs it
+    from selfsight.search import DuplicateConfig, Entry, Group, Hit, Index, Strategy, Where
 
 
 def default_device() -> torch.device:
@@ -68,8 +76,79 @@ class Run:
         )
 
     def embed(self, data: Any) -> Embedding:
-        """Return one feature vector an image."""
-        return embed_images(self.backbone(), self.images(data), default_device())
+        """Return one feature vector an image.
+
+        Of files those that were embedded before, and have not changed since, come from the run's index.
+        """
+        listing = list_images(data) if isinstance(data, str | Path) else None
+        if listing is None or listing.files is None:
+            return embed_images(self.backbone(), self.images(data), default_device())
+        index = self.index(data)
+        known = {entry.name: entry for entry in index.entries()}
+        names = [name for name in listing.names if name in known]
+        files, labels = [str(known[name].file) for name in names], [known[name].label for name in names]
+        return Embedding(names, files, labels, index.vectors(names))
+
+    def index(self, data: str | Path, *, cache: bool = True, cache_dir: Path | None = None) -> "Index":
+        """Return the index of a data set, after embedding what is new or changed in it since the last time.
+
+        It lies in the run's folder: <run>/index/<name of the data>.
+        """
+        from selfsight.search import Index, update
+
+        weights = hashlib.sha256(self.folder.weights_file.read_bytes()).hexdigest()
+        index = Index(self.path / "index" / pretraining.place_of(data), backbone=weights)
+        done = update(index, self.backbone(), data, default_device(), cache, cache_dir)
+        if not len(index):
+            raise SelfsightError(f"{data}: no image could be read")
+        say(
+            f"{index.path}: {len(index):,} images; {done.added:,} new, {done.changed:,} changed, {done.removed:,} gone"
+            + (f"; {len(done.skipped):,} cannot be read: {_words(done.skipped)}" if done.skipped else "")
+        )
+        return index
+
+    def search(
+        self, data: str | Path, queries: Sequence[str | Path], k: int = 10, where: "Where | None" = None
+    ) -> "list[list[Hit]]":
+        """Return for each query, an image file, the `k` most similar images of the data set.
+
+        Raises SelfsightError for a query that cannot be read.
+        """
+        images = self.images(list(queries), cache=False)
+        if images.skipped:
+            raise SelfsightError(f"--query {images.skipped[0].name}: {images.skipped[0].reason}")
+        features = embed_images(self.backbone(), images, default_device()).features
+        if images.skipped:  # damaged behind its header
+            raise SelfsightError(f"--query {images.skipped[0].name}: {images.skipped[0].reason}")
+        return self.index(data).search(features, k, where)
+
+    def duplicates(
+        self, data: str | Path, out: str | Path | None = None, config: "DuplicateConfig | None" = None
+    ) -> "list[Group]":
+        """Return groups of images that are one, and write them to the folder `out`: a table, a page, what to keep.
+
+        Nothing is deleted. By default `out` is duplicates-<data> in the run's folder.
+        """
+        from selfsight.search import DuplicateConfig, duplicates, write_groups
+
+        index = self.index(data)
+        groups = duplicates(index, config or DuplicateConfig())
+        folder = Path(out) if out else self.path / f"duplicates-{pretraining.name_of(data)}"
+        entries = index.entries()
+        write_groups(folder, groups, entries)
+        write_copies(folder / "report.html", str(data), groups, len(entries))
+        return groups
+
+    def select(self, data: str | Path, n: int = 50, strategy: "Strategy" = "typical", seed: int = 0) -> "list[Entry]":
+        """Return the `n` images of a data set that are most worth a label, beside those that have one."""
+        from selfsight.search import select
+
+        index = self.index(data)
+        entries = index.entries()
+        labels, _ = index_labels([entry.label for entry in entries])
+        known = np.full(len(entries), -1) if labels is None else labels
+        rows = select(index.vectors([entry.name for entry in entries]), known, n, strategy, seed)
+        return [entries[row] for row in rows]
 
     def evaluate(self, data: Any = None, config: EvaluateConfig | None = None) -> list[Row]:
         """Measure accuracy with few labels, beside raw pixels, a random network and training from scratch.
@@ -147,6 +226,11 @@ class Run:
     def export(self, target: Format, out: Path | None = None) -> Path:
         """Write the backbone as 'onnx', 'timm' or 'torchscript', check it against torch, and return the path."""
         return export_backbone(self.folder, target, out)
+
+
+def _words(skipped: Sequence[Skipped]) -> str:
+    """Name the first of the files that cannot be read."""
+    return f"{skipped[0].name} ({skipped[0].reason})" + (", …" if len(skipped) > 1 else "")
 
 
 def load(path: str | Path) -> Run:

@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import date, datetime, time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +25,10 @@ USAGE = """selfsight: self-supervised learning on your own images
   selfsight compare DATA           train several pretext tasks alike, side by side on one page
   selfsight train TASK RUN DATA    a classifier, detector or segmenter from few labels
   selfsight predict MODEL DATA     use it: classes, boxes or masks, and pictures of them
+  selfsight search RUN DATA        the images most similar to one
+  selfsight duplicates RUN DATA    copies and bursts: groups, a page, a list of what to keep
+  selfsight select RUN DATA        which images to label next
+  selfsight gallery RUN DATA       a web page: see, search, label twenty images, watch a classifier appear
   selfsight show RUN DATA          pictures: the task, the answers, what the network looks at
   selfsight report RUN             write the run's page anew
   selfsight export RUN|MODEL       ONNX; of a RUN also TorchScript or timm weights
@@ -138,6 +143,138 @@ def evaluate_verb(argv: list[str]) -> None:
     else:
         print_table(rows)
         print("\n".join([*saved, str(report)]))
+
+
+def search_verb(argv: list[str]) -> None:
+    """Find the images most similar to one, or to each of several, by the cosine of their embeddings.
+
+    The first time all images are embedded into an index in the run's folder, later what is new or changed.
+    """
+    from selfsight import api
+    from selfsight.search import Where
+
+    @dataclass(frozen=True)
+    class Arguments:
+        run: Positional[Path]
+        """Run folder."""
+        data: Positional[str]
+        """The images to search."""
+        query: tuple[Path, ...]
+        """Image to look for, or several; it need not be one of the data."""
+        k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10
+        """How many images to find."""
+        label: tuple[str, ...] = ()
+        """Only images of these classes."""
+        folder: str | None = None
+        """Only images in this folder of the data, or below it."""
+        after: date | None = None
+        """Only photos taken on this day or later (YYYY-MM-DD), by their EXIF."""
+        before: date | None = None
+        """Only photos taken before this day."""
+        shared: OmitArgPrefixes[Shared] = field(default_factory=Shared)
+
+    asked = tyro.cli(Arguments, args=argv, prog="selfsight search", description=search_verb.__doc__)
+    if asked.k < 1:
+        raise SelfsightError(f"-k {asked.k}: must be 1 or more")
+    days = [None if day is None else datetime.combine(day, time()) for day in (asked.after, asked.before)]
+    where = Where(asked.label, asked.folder, *days)
+    found = api.load(asked.run).search(asked.data, asked.query, asked.k, where)
+    rows = [
+        {"query": str(query), "similarity": round(hit.similarity, 4)} | dataclasses.asdict(hit.entry)
+        for query, hits in zip(asked.query, found, strict=True)
+        for hit in hits
+    ]
+    several = len(asked.query) > 1
+    lines = [
+        (f"{row['query']}\t" if several else "")
+        + f"{row['similarity']:.3f}  {row['file'] or row['name']}"
+        + (f"  {row['label']}" if row["label"] else "")
+        for row in rows
+    ]
+    show({"hits": rows}, asked.shared, "\n".join(lines) or "no image fits")
+
+
+def duplicates_verb(argv: list[str]) -> None:
+    """Find images that are there twice: the same bytes, the same picture, or a burst. Nothing is deleted."""
+    from selfsight import api
+    from selfsight.search import DuplicateConfig
+
+    @dataclass(frozen=True)
+    class Arguments:
+        run: Positional[Path]
+        """Run folder."""
+        data: Positional[str]
+        """The images."""
+        out: Path | None = None
+        """Folder of duplicates.csv, keep.txt and report.html; by default duplicates-<data> in the run's."""
+        config: OmitArgPrefixes[DuplicateConfig] = field(default_factory=DuplicateConfig)
+        shared: OmitArgPrefixes[Shared] = field(default_factory=Shared)
+
+    asked = tyro.cli(Arguments, args=argv, prog="selfsight duplicates", description=duplicates_verb.__doc__)
+    run = api.load(asked.run)
+    out = asked.out or run.path / f"duplicates-{Path(asked.data).resolve().stem}"
+    groups = run.duplicates(asked.data, out, asked.config)
+    kinds = {kind: [g for g in groups if g.kind == kind] for kind in ("exact", "near", "burst")}
+    show(
+        {
+            "out": str(out),
+            "groups": [
+                {"kind": g.kind, "similarity": g.similarity, "images": [e.file or e.name for e in g.entries]}
+                for g in groups
+            ],
+        },
+        asked.shared,
+        "\n".join(f"{kind:6} {len(g):,} groups, {sum(len(x.entries) for x in g):,} images" for kind, g in kinds.items())
+        + f"\nlook: {out / 'report.html'}\nkeep: {out / 'keep.txt'}",
+    )
+
+
+def select_verb(argv: list[str]) -> None:
+    """Choose which images to label next, so that few labels say much."""
+    from selfsight import api
+    from selfsight.run import write_table
+    from selfsight.search import Strategy
+
+    @dataclass(frozen=True)
+    class Arguments:
+        run: Positional[Path]
+        """Run folder."""
+        data: Positional[str]
+        """The images; those with a class already (in a table with path,label) are known, the others can be chosen."""
+        n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 50
+        """How many."""
+        strategy: Strategy = "typical"
+        """typical: one from the midst of each cluster; diverse: far from each other; uncertain: where a classifier of
+        the labels there are doubts; both: of these, ones that differ; random."""
+        seed: int = 0
+        """Of the clusters, and of random."""
+        out: Path | None = None
+        """CSV with columns path,label to fill in; by default only printed."""
+        shared: OmitArgPrefixes[Shared] = field(default_factory=Shared)
+
+    asked = tyro.cli(Arguments, args=argv, prog="selfsight select", description=select_verb.__doc__)
+    chosen = api.load(asked.run).select(asked.data, asked.n, asked.strategy, asked.seed)
+    paths = [entry.file or entry.name for entry in chosen]
+    if asked.out is not None:
+        write_table(asked.out, ["path", "label"], [[path, ""] for path in paths])
+    show({"images": paths} | ({"out": str(asked.out)} if asked.out else {}), asked.shared, "\n".join(paths))
+
+
+def gallery_verb(argv: list[str]) -> None:
+    """Open a page on this machine: all images as a grid and a map, search, duplicates, and labels for a classifier."""
+    from selfsight import api
+    from selfsight.gallery.serve import GalleryConfig, serve
+
+    @dataclass(frozen=True)
+    class Arguments:
+        run: Positional[Path]
+        """Run folder."""
+        data: Positional[str]
+        """The images."""
+        config: OmitArgPrefixes[GalleryConfig] = field(default_factory=GalleryConfig)
+
+    asked = tyro.cli(Arguments, args=argv, prog="selfsight gallery", description=gallery_verb.__doc__)
+    serve(api.load(asked.run), asked.data, asked.config)
 
 
 def show_verb(argv: list[str]) -> None:
@@ -332,6 +469,10 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "methods": methods_verb,
     "embed": embed_verb,
     "evaluate": evaluate_verb,
+    "search": search_verb,
+    "duplicates": duplicates_verb,
+    "select": select_verb,
+    "gallery": gallery_verb,
     "show": show_verb,
     "compare": compare_verb,
     "train": train_verb,

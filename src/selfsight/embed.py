@@ -37,7 +37,7 @@ class Embedding:
     def save(self, path: Path) -> Path:
         """Write .npz (features, names, labels), .csv (path, label, f0, f1, ...) or .parquet (path, label, features).
 
-        The file is whole or not there at all. SelfsightError for another suffix, or for .parquet without pyarrow.
+        The file is whole or not there at all. SelfsightError for another suffix.
         """
         writers = {".npz": self._write_npz, ".csv": self._write_csv, ".parquet": self._write_parquet}
         if path.suffix not in writers:
@@ -58,11 +58,9 @@ class Embedding:
                 writer.writerow([name, label, *row.astype(np.str_)])  # float32's shortest text that reads back the same
 
     def _write_parquet(self, path: Path) -> None:
-        try:
-            import pyarrow as pa
-            import pyarrow.parquet as pq
-        except ModuleNotFoundError as error:
-            raise SelfsightError("--out .parquet needs pyarrow: pip install 'selfsight[parquet]'") from error
+        import pyarrow as pa  # only now: it takes a while to load
+        import pyarrow.parquet as pq
+
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(self.features.ravel()), self.features.shape[1])
         pq.write_table(pa.table({"path": list(self.paths), "label": list(self.labels), "features": vectors}), path)
 

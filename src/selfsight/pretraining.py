@@ -4,6 +4,7 @@ Whether the folder is free or resumed, what it says of the run (config.json, ski
 the user is told.
 """
 
+import hashlib
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -69,6 +70,11 @@ def pretrain(data: Any, method: str, config: Pretrain, method_config: Method.Con
 def name_of(data: Any) -> str:
     """Return how data is called in the names of folders: a path's last part, or the kind of object."""
     return Path(data).resolve().stem if isinstance(data, str | Path) else type(data).__name__.lower()
+
+
+def place_of(data: str | Path) -> str:
+    """Return the name of a folder for what belongs to this data set: no other path has the same."""
+    return f"{name_of(data)}-{hashlib.sha256(str(Path(data).resolve()).encode()).hexdigest()[:8]}"
 
 
 def _resumed(run: RunFolder, method: str, config: Pretrain) -> tuple[Pretrain, Method.Config]:

@@ -8,12 +8,14 @@ last.ckpt              where to resume
 skipped.csv            files that could not be decoded
 results.jsonl          evaluation rows
 report.html            everything a person wants to see
+index/                 embeddings of data sets, for search
+gallery/               labels given by hand, by data set
 """
 
 import csv
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -39,6 +41,18 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a CSV for other programs, whole or not at all."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(columns)
+            writer.writerows(rows)
+
+    replace_file(path, write)
 
 
 @dataclass(frozen=True)

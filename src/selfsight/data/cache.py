@@ -75,8 +75,11 @@ def cached(listing: Listing, recipe: Recipe, cache_dir: Path) -> ImageSet:
     return listing.image_set(images, *_found(listing, done))
 
 
-def in_memory(listing: Listing, recipe: Recipe) -> ImageSet:
-    """Return the images decoded into memory, for data that has no files to tell whether a cache is still true."""
+def in_memory(listing: Listing, recipe: Recipe, *, may_be_empty: bool = False) -> ImageSet:
+    """Return the images decoded into memory, for data that has no files to tell whether a cache is still true.
+
+    Raises SelfsightError if none can be decoded, unless that may be.
+    """
     ready = _squares_already(listing.pictures, recipe)
     if ready is not None:
         return listing.image_set(ready, np.ones(len(ready), np.float32), range(len(ready)), listing.skipped)
@@ -95,7 +98,8 @@ def in_memory(listing: Listing, recipe: Recipe) -> ImageSet:
     with closing(fill()) as filled:
         for _ in track(filled, "Decoding", "images", total=count):
             pass
-    _require_some(listing, done)
+    if not may_be_empty:
+        _require_some(listing, done)
     return listing.image_set(images[: len(done.kept)], *_found(listing, done))
 
 

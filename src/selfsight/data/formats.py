@@ -298,11 +298,8 @@ def _csv_columns(path: Path) -> dict[str, list[str]]:
 
 
 def _parquet_columns(path: Path) -> dict[str, list[str]]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise SelfsightError(f"{path}: reading Parquet needs pyarrow: pip install 'selfsight[parquet]'") from error
+    import pyarrow.parquet  # only now: it takes a while to load
+
     try:
         table = pyarrow.parquet.read_table(path)
     except (OSError, pyarrow.ArrowException) as error:

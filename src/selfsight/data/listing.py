@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from selfsight.data.decode import Pictures
+from selfsight.data.decode import Picture, Pictures
 from selfsight.data.images import ImageSet, Pixels, Skipped
 from selfsight.errors import SelfsightError
 
@@ -33,6 +33,21 @@ class Listing:
         """Absolute paths, or None for array data."""
         return self.pictures if isinstance(self.pictures, list) else None
 
+    def part(self, rows: Sequence[int]) -> "Listing":
+        """Return the listing of these rows alone."""
+        files = self.files
+        pictures: Pictures = _Rows(self.pictures, rows) if files is None else [files[row] for row in rows]
+        if isinstance(self.pictures, np.ndarray):
+            pictures = self.pictures[np.asarray(rows, np.int64)]
+        return Listing(
+            source=self.source,
+            pictures=pictures,
+            names=[self.names[row] for row in rows],
+            labels=None if self.labels is None else self.labels[rows],
+            classes=self.classes,
+            split=None if self.split is None else self.split[rows],
+        )
+
     def image_set(
         self, images: Pixels, aspect: NDArray[np.float32], kept: Sequence[int], skipped: Sequence[Skipped]
     ) -> ImageSet:
@@ -49,6 +64,20 @@ class Listing:
             split=None if self.split is None else self.split[kept],
             skipped=skipped,
         )
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Some of the pictures of a data set that has no files."""
+
+    pictures: Pictures
+    rows: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, row: int, /) -> Picture:
+        return self.pictures[self.rows[row]]
 
 
 def index_labels(values: Sequence[str]) -> tuple[NDArray[np.int64] | None, list[str]]:

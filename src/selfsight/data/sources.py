@@ -1,5 +1,6 @@
 """The one entry to data: whatever the user passes becomes an ImageSet."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,15 @@ def open_images(
     if listing.identity is None:
         return in_memory(listing, recipe)
     return cached(listing, recipe, cache_dir or default_cache_dir())
+
+
+def open_rows(listing: Listing, rows: Sequence[int], *, image_size: int, channels: int | None = None) -> ImageSet:
+    """Return some of a data set's images in memory, the same squares as `open_images` makes of them.
+
+    What cannot be read is left out and listed in `skipped`; it may be all of them.
+    """
+    recipe = learn_recipe(listing.pictures, listing.source, image_size, None, channels)
+    return in_memory(listing.part(rows), recipe, may_be_empty=True)
 
 
 def list_images(data: Any) -> Listing:

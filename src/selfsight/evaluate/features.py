@@ -60,13 +60,27 @@ def answers(
     """
     if not len(rows):
         raise ValueError("no rows to embed")
-    parts: list[NDArray[np.float32]] = []
+    found = answers_by_batch(module, size, images, rows, device=device, batch_size=batch_size, name=name)
+    return np.concatenate(list(found))
+
+
+def answers_by_batch(
+    module: nn.Module,
+    size: int,
+    images: ImageSet,
+    rows: NDArray[np.int64],
+    *,
+    device: torch.device,
+    batch_size: int = 256,
+    name: str = "embed",
+) -> Iterator[NDArray[np.float32]]:
+    """Yield what `answers` returns, (up to batch_size, D) at a time, while a bar shows the progress."""
     with evaluating(module), autocast(device), bar(transient=True) as progress:
         task = progress.add_task(name, total=len(rows), unit="images", note="")
         for batch in in_order(images, rows, batch_size, device):
-            parts.append(module(whole(batch, size)).float().cpu().numpy())
-            progress.advance(task, len(parts[-1]))
-    return np.concatenate(parts)
+            part = module(whole(batch, size)).float().cpu().numpy()
+            progress.advance(task, len(part))
+            yield part
 
 
 def pixels(images: ImageSet, rows: NDArray[np.int64], size: int, batch_size: int = 1024) -> NDArray[np.float32]:

@@ -3,7 +3,6 @@
 Guo et al. 2017, "On Calibration of Modern Neural Networks".
 """
 
-import csv
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +28,7 @@ from torchmetrics.functional.classification import (
 from selfsight.backbones import Backbone
 from selfsight.evaluate.knn import MOST, neighbours, votes
 from selfsight.evaluate.linear import Probe, fit_probe
-from selfsight.run import replace_file
+from selfsight.run import replace_file, write_table
 from selfsight.tasks.model import TaskModel
 
 
@@ -123,14 +122,8 @@ def best_temperature(logits: Tensor, targets: Tensor, many: bool) -> float:
 def write_confusion(folder: Path, truth: NDArray[np.int64], answer: NDArray[np.int64], classes: Sequence[str]) -> None:
     """Write confusion.csv, counts with a row for each true class, and confusion.png, each row's shares."""
     counts = confusion_matrix(truth, answer, labels=range(len(classes)))
-
-    def write(path: Path) -> None:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["true \\ predicted", *classes])
-            writer.writerows([name, *row] for name, row in zip(classes, counts.tolist(), strict=True))
-
-    replace_file(folder / "confusion.csv", write)
+    rows = [[name, *row] for name, row in zip(classes, counts.tolist(), strict=True)]
+    write_table(folder / "confusion.csv", ["true \\ predicted", *classes], rows)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     few = len(classes) <= 20
     side = min(3 + 0.45 * len(classes), 16)

@@ -1,6 +1,5 @@
 """Use a trained model: predictions as CSV, COCO JSON or PNG masks, and overlays to look at."""
 
-import csv
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -23,7 +22,7 @@ from selfsight.errors import SelfsightError
 from selfsight.evaluate.features import evaluating
 from selfsight.evaluate.finetune import LinearHead
 from selfsight.progress import track
-from selfsight.run import RunFolder, replace_file
+from selfsight.run import RunFolder, replace_file, write_table
 from selfsight.tasks.augment import whole
 from selfsight.tasks.classifier import Classifier, KnnHead
 from selfsight.tasks.detection import Boxes, Detector, surest
@@ -184,14 +183,7 @@ class ClassWriter:
     def finish(self) -> dict[str, Any]:
         """Write the file; return what it is."""
         target = self.out / "predictions.csv"
-
-        def write(path: Path) -> None:
-            with path.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.writer(file)
-                writer.writerow(["path", "class", "confidence", *self.model.classes])
-                writer.writerows(self.lines)
-
-        replace_file(target, write)
+        write_table(target, ["path", "class", "confidence", *self.model.classes], self.lines)
         return {"predictions": str(target)}
 
 

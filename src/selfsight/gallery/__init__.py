@@ -1,0 +1,1 @@
+"""The gallery: a page on which few labels become a classifier."""

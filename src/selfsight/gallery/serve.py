@@ -1,0 +1,76 @@
+"""`selfsight gallery`: embed what is new, then serve the page until Ctrl-C."""
+
+import secrets
+import socket
+import webbrowser
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Timer
+
+import uvicorn
+
+from selfsight.api import Run
+from selfsight.errors import SelfsightError
+from selfsight.gallery.guard import is_local
+from selfsight.gallery.server import create_app
+from selfsight.gallery.state import Gallery
+from selfsight.gallery.store import Store
+from selfsight.pretraining import place_of
+from selfsight.progress import say
+
+
+@dataclass(frozen=True)
+class GalleryConfig:
+    """How to serve the page."""
+
+    port: int = 8765
+    """Port on this machine; 0 takes a free one."""
+    host: str = "127.0.0.1"
+    """Address to serve at. Any other than this machine's own, 0.0.0.0 for example, lets others in: then the page asks
+    for a token, which is printed with its address."""
+    labels: Path | None = None
+    """SQLite file of the labels; by default gallery/<data>/labels.db in the run's folder."""
+    browser: bool = False
+    """Open the page in the browser."""
+
+
+def open_gallery(run: Run, data: str, labels: Path | None = None) -> Gallery:
+    """Return the gallery of a data set, its new images embedded."""
+    index = run.index(data)
+    file = labels or run.path / "gallery" / place_of(data) / "labels.db"
+    return Gallery(index, run.images(data), run.backbone(), run.folder, Store(file))
+
+
+def serve(run: Run, data: str, config: GalleryConfig) -> None:
+    """Serve the gallery of a data set until Ctrl-C; SelfsightError for a port that is taken."""
+    listener = _listen(config)
+    port = int(listener.getsockname()[1])
+    gallery = open_gallery(run, data, config.labels)
+    token = None if is_local(config.host) else secrets.token_urlsafe(24)
+    app = create_app(gallery, host=config.host, port=port, token=token)
+    name = config.host if config.host not in ("0.0.0.0", "::") else socket.gethostname()
+    address = f"http://{f'[{name}]' if ':' in name else name}:{port}/" + (f"?token={token}" if token else "")
+    say(f"{len(gallery.entries):,} images, labels in {gallery.store.path}\n{address}  (Ctrl-C ends)")
+    if config.browser:
+        Timer(0.5, webbrowser.open, [address]).start()
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1))
+    try:
+        with suppress(KeyboardInterrupt):  # the usual end
+            server.run(sockets=[listener])
+    finally:
+        gallery.close()
+
+
+def _listen(config: GalleryConfig) -> socket.socket:
+    """Take the port before the images are embedded, so that a taken one is known at once."""
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((config.host, config.port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        reason = getattr(error, "strerror", None) or str(error)
+        raise SelfsightError(f"--host {config.host} --port {config.port}: {reason.lower()}") from error
+    return listener

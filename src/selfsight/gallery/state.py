@@ -1,0 +1,296 @@
+"""What a gallery shows: the images, their places on the map, the labels, and what the classifier makes of them."""
+
+import hashlib
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from selfsight.backbones import Backbone, spec_to_json
+from selfsight.data import ImageSet
+from selfsight.data.images import Skipped
+from selfsight.errors import SelfsightError
+from selfsight.evaluate.features import extract
+from selfsight.evaluate.finetune import LinearHead
+from selfsight.gallery.learn import Answers, Trainer, answer
+from selfsight.gallery.store import Store
+from selfsight.run import RunFolder, replace_file, write_table
+from selfsight.search.duplicates import DuplicateConfig, Group, duplicates
+from selfsight.search.index import Entry, Index, nearest, unit
+from selfsight.search.layout import clusters, layout
+from selfsight.search.select import select
+from selfsight.tasks.classification import ClassificationConfig
+from selfsight.tasks.classifier import Classifier
+
+Order = Literal["name", "date", "cluster", "doubt", "class"]
+ENOUGH = 20
+"""Labels from which the classifier's doubts say more than what images are typical."""
+LOOKED_AT = 10_000
+"""Of how many images at most the next to label are chosen: choosing among all would take too long."""
+
+
+class Gallery:
+    """The images of an index, in the order of their names: an image's number is its place in it."""
+
+    def __init__(self, index: Index, images: ImageSet, backbone: Backbone, folder: RunFolder, store: Store) -> None:
+        """Show the images that are both in the index and in the image set; SelfsightError if there is none."""
+        place = {name: row for row, name in enumerate(images.names)}
+        self.index, self.images, self.backbone, self.folder, self.store = index, images, backbone, folder, store
+        self.entries: list[Entry] = [entry for entry in index.entries() if entry.name in place]
+        if not self.entries:
+            raise SelfsightError(f"{images.source}: no image to show")
+        self.rows = np.array([place[entry.name] for entry in self.entries])
+        self.number = {entry.name: i for i, entry in enumerate(self.entries)}
+        self.vectors = index.vectors([entry.name for entry in self.entries])
+        self.matrix = unit(self.vectors)
+        self.places: NDArray[np.float32] | None = None
+        self.cluster: NDArray[np.int64] | None = None
+        self._copies: list[Group] | None = None
+        self._lock = threading.Lock()
+        self.answers: Answers = answer(self.vectors, self.labels(), store.version)
+        self.trainer = Trainer(self.learn)
+        self._mapper = threading.Thread(target=self._lay_out, name="selfsight-map", daemon=True)
+        self._mapper.start()
+
+    @property
+    def source(self) -> str:
+        """What the user passed."""
+        return self.images.source
+
+    @property
+    def skipped(self) -> Sequence[Skipped]:
+        """Files that could not be read."""
+        return self.images.skipped
+
+    def labels(self) -> NDArray[np.int64]:
+        """Return (N,) the class's id of each image, -1 without one."""
+        found = np.full(len(self.entries), -1)
+        for name, identity in self.store.labels().items():
+            if name in self.number:
+                found[self.number[name]] = identity
+        return found
+
+    def learn(self) -> None:
+        """Fit the classifier to the labels as they are now."""
+        version = self.store.version
+        if version != self.answers.version:
+            self.answers = answer(self.vectors, self.labels(), version)
+
+    def close(self) -> None:
+        """Stop the threads and close the labels."""
+        self.trainer.end()
+        self.store.close()
+
+    def inside(self, file: str) -> bool:
+        """Return whether a file is where the data set says: no link leads from it to somewhere else."""
+        folder, real = Path(self.source), os.path.realpath(file)
+        if folder.is_dir():
+            return Path(real).is_relative_to(os.path.realpath(folder))
+        return not Path(file).is_symlink()
+
+    def order(self, by: Order) -> NDArray[np.int64]:
+        """Return the numbers (N,) of all images: by name, the newest first, by cluster, by doubt or by class.
+
+        Images whose date is unknown come last; by doubt, those with a label come last.
+        """
+        n = len(self.entries)
+        if by == "date":
+            times = np.array([np.datetime64(e.taken or "NaT", "us") for e in self.entries]).astype(np.int64)
+            return np.argsort(np.where(times == np.iinfo(np.int64).min, np.iinfo(np.int64).max, -times), kind="stable")
+        if by == "cluster" and self.cluster is not None:
+            return np.argsort(self.cluster, kind="stable")
+        if by == "doubt":
+            return np.lexsort((self.answers.margin, self.labels() >= 0))
+        if by == "class":
+            labels, answers = self.labels(), self.answers
+            shown = np.where(labels >= 0, labels, answers.best)
+            return np.lexsort((-np.where(labels >= 0, 1.0, answers.confidence), np.where(shown < 0, 1 << 30, shown)))
+        return np.arange(n)
+
+    def like(self, vector: NDArray[np.float32], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Return the `k` images most similar to a vector (D,), the most similar first, and the cosines."""
+        similarities = (unit(vector[None]) @ self.matrix.T).astype(np.float32)
+        (found,) = nearest(similarities, k)
+        return found, similarities[0, found]
+
+    def next(self, n: int) -> NDArray[np.int64]:
+        """Return up to `n` images that are most worth a label."""
+        labels = self.labels()
+        free = np.flatnonzero(labels < 0)
+        if not len(free):
+            return free
+        known = np.flatnonzero(labels >= 0)
+        random = np.random.default_rng(len(known))
+        some = np.sort(random.permutation(free)[:LOOKED_AT])
+        rows = np.concatenate([known, some])
+        enough = len(known) >= ENOUGH and len(np.unique(labels[known])) > 1
+        chosen = select(self.vectors[rows], labels[rows], min(n, len(some)), "both" if enough else "typical")
+        return np.asarray(rows[chosen])
+
+    def copies(self) -> list[Group]:
+        """Return the groups of duplicates; they are looked for once."""
+        with self._lock:
+            if self._copies is None:
+                self._copies = duplicates(self.index, DuplicateConfig())
+            return self._copies
+
+    def accept(self, identity: int, confidence: float) -> int:
+        """Label all images without a label that the classifier is so sure to be of a class; return how many.
+
+        Raises SelfsightError while it still learns.
+        """
+        answers = self.answers
+        if answers.version != self.store.version:
+            raise SelfsightError("the classifier is still learning from the last label; try again")
+        sure = (answers.best == identity) & (answers.confidence >= confidence) & (self.labels() < 0)
+        return self.store.label((self.entries[i].name for i in np.flatnonzero(sure)), identity)
+
+    def names(self, numbers: Iterable[int]) -> list[str]:
+        """Return the names of these images; SelfsightError for a number that none has."""
+        found = list(numbers)
+        for number in found:
+            if not 0 <= number < len(self.entries):
+                raise SelfsightError(f"there is no image {number}")
+        return [self.entries[number].name for number in found]
+
+    def table(self) -> list[tuple[str, str]]:
+        """Return (path, class name) of each labelled image, by name."""
+        classes = {found.id: found.name for found in self.store.classes()}
+        labels = self.labels()
+        return [
+            (self.entries[i].file or self.entries[i].name, classes[int(labels[i])]) for i in np.flatnonzero(labels >= 0)
+        ]
+
+    def export_csv(self, path: Path) -> Path:
+        """Write the labels as a table with path and label, which `selfsight evaluate` and `train` read."""
+        write_table(path, ["path", "label"], self.table())
+        return path
+
+    def export_coco(self, path: Path) -> Path:
+        """Write the labels in COCO's format: each one box, as large as its image."""
+        classes = self.store.classes()
+        labels = self.labels()
+        rows = np.flatnonzero(labels >= 0).tolist()
+        content = {
+            "images": [
+                {"id": i + 1, "file_name": e.file or e.name, "width": e.width, "height": e.height}
+                for i in rows
+                for e in [self.entries[i]]
+            ],
+            "annotations": [
+                {
+                    "id": place,
+                    "image_id": i + 1,
+                    "category_id": int(labels[i]),
+                    "bbox": [0, 0, self.entries[i].width, self.entries[i].height],
+                    "area": self.entries[i].width * self.entries[i].height,
+                    "iscrowd": 0,
+                }
+                for place, i in enumerate(rows, 1)
+            ],
+            "categories": [{"id": found.id, "name": found.name} for found in classes],
+        }
+        replace_file(path, lambda p: p.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8"))
+        return path
+
+    def export_folders(self, folder: Path) -> Path:
+        """Make a folder a class with links to its images; SelfsightError for data that has no files.
+
+        A folder there is replaced as a whole.
+        """
+        if self.images.files is None:
+            raise SelfsightError(f"{self.source}: holds no files to link to")
+        building = folder.with_name(f".{folder.name}.{os.getpid()}")
+        shutil.rmtree(building, ignore_errors=True)
+        for file, name in self.table():
+            place = building / _folder_name(name)
+            place.mkdir(parents=True, exist_ok=True)
+            target, link = Path(file), place / Path(file).name
+            if link.is_symlink():  # two folders of the data hold files of one name
+                link = place / f"{hashlib.sha256(file.encode()).hexdigest()[:8]}-{target.name}"
+            link.symlink_to(target)
+        building.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        building.rename(folder)
+        return folder
+
+    def export_classifier(self, folder: Path) -> Path:
+        """Write the classifier as `selfsight train classification` does, for `predict` and `export`.
+
+        Raises SelfsightError as long as there are not two labelled classes.
+        """
+        self.learn()
+        answers = self.answers
+        if answers.probe is None:
+            raise SelfsightError("a classifier needs labels of two classes or more")
+        names = {found.id: found.name for found in self.store.classes()}
+        model = Classifier(self.backbone, LinearHead(self.backbone.dim, len(answers.classes), answers.probe))
+        run = RunFolder(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        run.write_config(
+            {
+                "task": "classification",
+                "run": str(self.folder.path),
+                "method": self.folder.config()["method"],
+                "data": self.source,
+                "classes": [names[identity] for identity in answers.classes],
+                "image_size": self.backbone.spec.image_size,
+                "backbone": spec_to_json(self.backbone.spec),
+                "model": {"head": "linear", "separator": ClassificationConfig.separator},
+                "labels": len(self.store.labels()),
+                "made": time.strftime("%Y-%m-%dT%H:%M:%S"),
+            }
+        )
+        run.save_method(model)
+        return folder
+
+    def facts(self, number: int) -> dict[str, Any]:
+        """Return what the page shows of an image."""
+        entry, answers = self.entries[number], self.answers
+        return {
+            "id": number,
+            "name": entry.name,
+            "folder": entry.label,
+            "taken": entry.taken.isoformat(sep=" ", timespec="minutes") if entry.taken else None,
+            "width": entry.width,
+            "height": entry.height,
+            "prediction": int(answers.best[number]),
+            "confidence": round(float(answers.confidence[number]), 4),
+            "cluster": None if self.cluster is None else int(self.cluster[number]),
+        }
+
+    def _lay_out(self) -> None:
+        """Compute the map, or read that of the same images from the index's folder."""
+        digest = hashlib.sha256(self.vectors.tobytes())
+        digest.update("\0".join(entry.name for entry in self.entries).encode())
+        file = Path(self.index.path) / f"map-{digest.hexdigest()[:16]}.npz"
+        with suppress(OSError, ValueError, KeyError, BadZipFile):  # not there, or damaged: drawn anew
+            with np.load(file) as found:
+                self.cluster, self.places = found["cluster"], found["places"]
+            return
+        self.cluster = clusters(self.vectors)
+        places = layout(self.vectors)
+        cluster = self.cluster
+        replace_file(file, lambda path: np.savez(path, cluster=cluster, places=places))
+        self.places = places
+
+
+def embed_one(backbone: Backbone, images: ImageSet) -> NDArray[np.float32]:
+    """Return the features (D,) of the one image of a set."""
+    features: NDArray[np.float32] = extract(backbone, images, np.arange(1), device=torch.device("cpu"))[0]
+    return features
+
+
+def _folder_name(name: str) -> str:
+    """Return a class's name as that of a folder: no separators, no dots in front."""
+    return name.replace("/", "_").replace("\\", "_").replace("\0", "").lstrip(".") or "_"

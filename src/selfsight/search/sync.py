@@ -1,0 +1,164 @@
+"""Keep an index true to a data set: only images that are new or changed are decoded and embedded."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from selfsight.backbones import Backbone
+from selfsight.data import ImageSet, Skipped
+from selfsight.data.decode import BadImageError, fetch, quiet_decoders, thread_count
+from selfsight.data.listing import Listing
+from selfsight.data.sources import list_images, open_images, open_rows
+from selfsight.evaluate.features import answers_by_batch
+from selfsight.search.facts import Looks, array_facts, hashes, read_facts
+from selfsight.search.index import Entry, Index
+
+BATCH, PUT = 256, 8
+"""Images a batch, and batches between two additions to the index: what an interruption loses at most."""
+
+
+@dataclass(frozen=True)
+class Updated:
+    """What became of the index."""
+
+    added: int
+    changed: int
+    removed: int
+    kept: int
+    skipped: Sequence[Skipped]
+    """Files that cannot be read; they are not in the index."""
+
+
+def update(
+    index: Index, backbone: Backbone, data: Any, device: torch.device, cache: bool = True, cache_dir: Path | None = None
+) -> Updated:
+    """Embed what is new or changed in a data set, forget what is no longer in it, and take over its labels.
+
+    A file counts as changed if its size or the time of its last writing is another; an image in memory, if its pixels
+    are. Interrupted, it has kept what it has done: the next call goes on there.
+
+    Raises SelfsightError for data that cannot be used, see open_images.
+    """
+    listing = list_images(data)
+    known = {entry.name: entry for entry in index.entries()}
+    labels = [
+        "" if listing.labels is None or listing.labels[row] < 0 else listing.classes[listing.labels[row]]
+        for row in range(len(listing.names))
+    ]
+    rows = list(_changed(listing, known))
+    gone = sorted(known.keys() - set(listing.names))
+    index.delete(gone)
+    wanted = dict(zip(listing.names, labels, strict=True))
+    others = wanted.keys() - {listing.names[row] for row in rows}
+    index.relabel({name: wanted[name] for name in others if known[name].label != wanted[name]})
+    bad: list[Skipped] = list(listing.skipped)
+    place = {name: row for row, name in enumerate(listing.names)}
+    for images in _open(data, listing, rows, backbone, cache, cache_dir):
+        for part, vectors, looks in _embed(backbone.to(device), images, device):
+            found = _entries(listing, [place[images.names[row]] for row in part], labels, looks)
+            good = [i for i, entry in enumerate(found) if entry is not None]
+            index.put([entry for entry in found if entry is not None], vectors[good])
+        bad += [skip for skip in images.skipped if skip not in bad]
+    index.delete(skip.name for skip in bad)
+    index.settle()
+    done = {listing.names[row] for row in rows} - {skip.name for skip in bad}
+    added = len(done - known.keys())
+    return Updated(added, len(done) - added, len(gone), len(index) - len(done), bad)
+
+
+def _open(
+    data: Any, listing: Listing, rows: list[int], backbone: Backbone, cache: bool, cache_dir: Path | None
+) -> Iterator[ImageSet]:
+    """Yield these rows' images: all of the data from its cache, which others will use too, or some in memory."""
+    size, channels = backbone.spec.image_size, backbone.spec.channels
+    if rows and len(rows) == len(listing.names):
+        yield open_images(data, image_size=size, channels=channels, cache=cache, cache_dir=cache_dir)
+        return
+    for start in range(0, len(rows), BATCH * PUT):
+        yield open_rows(listing, rows[start : start + BATCH * PUT], image_size=size, channels=channels)
+
+
+class _Both(nn.Module):
+    """A backbone's features and the lowest frequencies, in one pass over the images."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone, self.looks = backbone, Looks()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.cat([self.backbone(images).float(), self.looks(images)], 1)  # (B, D + 64)
+
+
+def _embed(
+    backbone: Backbone, images: ImageSet, device: torch.device
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32], list[str]]]:
+    """Yield (rows, vectors (n, D), perceptual hashes) of the images, some batches together."""
+    module, rows = _Both(backbone).to(device), np.arange(len(images))
+    if not len(rows):
+        return
+    waiting: list[NDArray[np.float32]] = []
+    start = 0
+    for batch in answers_by_batch(module, backbone.spec.image_size, images, rows, device=device, batch_size=BATCH):
+        waiting.append(batch)
+        end = start + sum(map(len, waiting))
+        if len(waiting) == PUT or end == len(rows):
+            found = np.concatenate(waiting)
+            yield rows[start:end], found[:, : backbone.dim], hashes(found[:, backbone.dim :])
+            start, waiting = end, []
+
+
+def _changed(listing: Listing, known: dict[str, Entry]) -> Iterator[int]:
+    """Yield the rows of images that the index knows as others, or not at all."""
+    files = listing.files
+    for row, name in enumerate(listing.names):
+        before = known.get(name)
+        if before is None:
+            yield row
+        elif files is None:
+            now = _of_array(listing, row, "")
+            if now is None or now.content != before.content:
+                yield row
+        elif (before.file, before.size, before.modified) != (files[row], *_written(files[row])):
+            yield row
+
+
+def _written(file: str) -> tuple[int, int]:
+    """Return a file's bytes and when it was last written; (-1, -1) if it has gone meanwhile."""
+    try:
+        status = Path(file).stat()
+    except OSError:
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
+
+
+def _entries(listing: Listing, rows: list[int], labels: list[str], looks: list[str]) -> list[Entry | None]:
+    """Return what is known of these rows of the listing; None for one that cannot be read any more."""
+    files = listing.files
+
+    def entry(place: int) -> Entry | None:
+        row = rows[place]
+        if files is None:
+            found = _of_array(listing, row, labels[row])
+        else:
+            try:
+                found = read_facts(listing.names[row], files[row], labels[row])
+            except BadImageError:
+                return None
+        return None if found is None else replace(found, look=looks[place])
+
+    with quiet_decoders(), ThreadPoolExecutor(thread_count()) as pool:
+        return list(pool.map(entry, range(len(rows))))
+
+
+def _of_array(listing: Listing, row: int, label: str) -> Entry | None:
+    try:
+        return array_facts(listing.names[row], fetch(listing.pictures, row), label)
+    except BadImageError:
+        return None

@@ -1,0 +1,113 @@
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from selfsight.errors import SelfsightError
+from selfsight.gallery.store import Store
+
+
+def test_labels_are_there_after_closing(tmp_path: Path) -> None:
+    store = Store(tmp_path / "a" / "labels.db")
+    cat, dog = store.add_class("cat"), store.add_class("  big   dog ")
+    assert store.label(["x", "y", "x"], cat) == 2
+    assert store.label(["y", "z"], dog) == 2
+    assert store.label(["z"], dog) == 0
+    store.close()
+    again = Store(tmp_path / "a" / "labels.db")
+    assert again.labels() == {"x": cat, "y": dog, "z": dog}
+    assert [(c.name, c.count) for c in again.classes()] == [("cat", 1), ("big dog", 2)]
+
+
+def test_every_step_can_be_taken_back_and_again(tmp_path: Path) -> None:
+    store = Store(tmp_path / "labels.db")
+    assert store.undo() is None
+    cat = store.add_class("cat")
+    store.label(["x", "y"], cat)
+    dog = store.add_class("dog")
+    store.label(["y", "z"], dog)
+    store.rename_class(dog, "wolf")
+    store.remove_class(cat)
+    store.label(["z"], None)
+
+    def now() -> tuple[object, ...]:
+        return store.labels(), [(c.id, c.name) for c in store.classes()]
+
+    states = [now()]
+    while store.undo():
+        states.append(now())
+    assert states[0] == ({"y": dog}, [(dog, "wolf")])
+    assert states[1] == ({"y": dog, "z": dog}, [(dog, "wolf")])
+    assert states[2] == ({"x": cat, "y": dog, "z": dog}, [(cat, "cat"), (dog, "wolf")])
+    assert states[-1] == ({}, [])
+    assert (len(states), store.can()) == (8, (False, True))
+    again = [now()]
+    while store.redo():
+        again.append(now())
+    assert again == states[::-1]
+    store.undo()
+    store.label(["q"], dog)
+    assert store.can() == (True, False), "a new step ends what could be taken again"
+
+
+def test_a_class_is_never_taken_for_a_removed_one(tmp_path: Path) -> None:
+    store = Store(tmp_path / "labels.db")
+    first = store.add_class("cat")
+    store.remove_class(first)
+    assert store.add_class("cat") != first
+    with pytest.raises(SelfsightError, match=f"no class {first}"):
+        store.label(["x"], first)
+    assert store.labels() == {}
+
+
+@pytest.mark.parametrize("name", ["", "   ", "x" * 81, "a\nb\0", "cat", " cat "])
+def test_a_class_needs_a_name_of_its_own(tmp_path: Path, name: str) -> None:
+    store = Store(tmp_path / "labels.db")
+    store.add_class("cat")
+    version = store.version
+    with pytest.raises(SelfsightError, match=r"a class needs a name|there is a class cat"):
+        store.add_class(name)
+    assert (store.version, len(store.classes())) == (version, 1)
+
+
+def test_names_are_never_taken_for_commands(tmp_path: Path) -> None:
+    store = Store(tmp_path / "labels.db")
+    odd = ["'; DROP TABLE labels; --", 'a"b', "<script>alert(1)</script>", "ü/雪.png"]
+    identity = store.add_class("Robert'); DROP TABLE classes; --")
+    store.label(odd, identity)
+    assert store.labels() == dict.fromkeys(odd, identity)
+
+
+def test_what_was_confirmed_survives_a_kill(tmp_path: Path) -> None:
+    program = """
+import sys
+from pathlib import Path
+from selfsight.gallery.store import Store
+store = Store(Path(sys.argv[1]))
+cat = store.add_class("cat")
+for i in range(10_000):
+    store.label([f"image {i}"], cat)
+    print(i, flush=True)
+"""
+    command = [sys.executable, "-c", program, str(tmp_path / "labels.db")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as job:
+        assert job.stdout is not None
+        for line in job.stdout:
+            if int(line) >= 50:
+                break
+        job.send_signal(signal.SIGKILL)
+        confirmed = max([int(line), *map(int, job.stdout.read().split())])
+    labels = Store(tmp_path / "labels.db").labels()
+    assert {f"image {i}" for i in range(confirmed + 1)} <= labels.keys()
+    assert len(labels) <= confirmed + 2, "at most one was saved and not yet confirmed"
+
+
+def test_a_place_that_cannot_hold_labels_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(SelfsightError, match="labels cannot be kept here"):
+        Store(tmp_path / "file" / "labels.db")
+    (tmp_path / "other.db").write_text("this is no database, but long enough to be read as one" * 100)
+    with pytest.raises(SelfsightError, match=r"other\.db: labels cannot be kept"):
+        Store(tmp_path / "other.db")
