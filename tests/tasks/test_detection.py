@@ -267,6 +267,9 @@ def test_without_classes_a_place_counts_once_whatever_it_is_taken_for() -> None:
     assert len(one_class({**NONE, "scores": torch.zeros(0)})["boxes"]) == 0
     assert surest(found, 0.75)["labels"].tolist() == [1, 0], "its class is the surest's"
     assert surest(found, 0.85)["labels"].tolist() == [1]
+    half = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 5.5]])  # an IoU of 0.55: one to who looks, two to the metrics
+    overlapping = {"boxes": half, "labels": torch.zeros(2, dtype=torch.long), "scores": torch.tensor([0.9, 0.8])}
+    assert (len(surest(overlapping)["boxes"]), len(one_class(overlapping)["boxes"])) == (1, 2)
 
 
 def test_average_precision_without_predictions_is_zero_and_without_objects_unknown() -> None:
