@@ -133,11 +133,15 @@ class Run:
 
         index = self.index(data)
         groups = duplicates(index, config or DuplicateConfig())
-        folder = Path(out) if out else self.path / f"duplicates-{pretraining.name_of(data)}"
+        folder = Path(out) if out else self.duplicates_folder(data)
         entries = index.entries()
         write_groups(folder, groups, entries)
         write_copies(folder / "report.html", str(data), groups, len(entries))
         return groups
+
+    def duplicates_folder(self, data: str | Path) -> Path:
+        """Return where `duplicates` writes by default."""
+        return self.path / f"duplicates-{pretraining.name_of(data)}"
 
     def select(self, data: str | Path, n: int = 50, strategy: "Strategy" = "typical", seed: int = 0) -> "list[Entry]":
         """Return the `n` images of a data set that are most worth a label, beside those that have one."""

@@ -212,7 +212,7 @@ def duplicates_verb(argv: list[str]) -> None:
 
     asked = tyro.cli(Arguments, args=argv, prog="selfsight duplicates", description=duplicates_verb.__doc__)
     run = api.load(asked.run)
-    out = asked.out or run.path / f"duplicates-{Path(asked.data).resolve().stem}"
+    out = asked.out or run.duplicates_folder(asked.data)
     groups = run.duplicates(asked.data, out, asked.config)
     kinds = {kind: [g for g in groups if g.kind == kind] for kind in ("exact", "near", "burst")}
     show(

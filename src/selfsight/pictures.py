@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from matplotlib import colormaps
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from selfsight.data import ImageSet, in_order
 from selfsight.data.augment import whole
+from selfsight.data.decode import open_image, reasons
 from selfsight.run import replace_file
 
 TILE = 64
@@ -91,6 +92,15 @@ def resized(tile: NDArray[np.uint8], side: int = TILE, most: int = MOST_TILE) ->
     if image.width > most:
         return image.resize((most, most), Image.Resampling.LANCZOS)
     return image
+
+
+def shrunk(file: str, longest: int) -> Image.Image:
+    """Return the image in a file upright, in RGB, its longer side at most `longest`; BadImageError if there is none."""
+    with reasons(), Path(file).open("rb") as opened, open_image(opened) as image:
+        image.draft("RGB", (longest, longest))
+        upright = ImageOps.exif_transpose(image).convert("RGB")
+        upright.thumbnail((longest, longest), Image.Resampling.BICUBIC)
+        return upright
 
 
 def rgb(images: NDArray[np.float32]) -> NDArray[np.uint8]:

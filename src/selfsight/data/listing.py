@@ -35,10 +35,13 @@ class Listing:
 
     def part(self, rows: Sequence[int]) -> "Listing":
         """Return the listing of these rows alone."""
-        files = self.files
-        pictures: Pictures = _Rows(self.pictures, rows) if files is None else [files[row] for row in rows]
-        if isinstance(self.pictures, np.ndarray):
+        pictures: Pictures
+        if isinstance(self.pictures, list):
+            pictures = [self.pictures[row] for row in rows]
+        elif isinstance(self.pictures, np.ndarray):
             pictures = self.pictures[np.asarray(rows, np.int64)]
+        else:
+            pictures = _Rows(self.pictures, rows)
         return Listing(
             source=self.source,
             pictures=pictures,

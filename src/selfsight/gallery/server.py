@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,7 +21,7 @@ from selfsight.data.decode import BadImageError, open_image, reasons
 from selfsight.errors import SelfsightError
 from selfsight.gallery.guard import Guard, TooLargeError
 from selfsight.gallery.state import Gallery, Order, embed_one
-from selfsight.pictures import rgb
+from selfsight.pictures import rgb, shrunk
 
 MOST_ASKED, MOST_LABELLED = 500, 1_000_000
 """Images whose facts are told at once, and that are labelled at once."""
@@ -136,8 +137,7 @@ def create_app(gallery: Gallery, *, host: str, port: int, token: str | None = No
     @app.get("/api/similar/{number}")
     def similar(number: int, k: Annotated[int, Query(ge=1, le=1000)] = NEIGHBOURS) -> list[tuple[int, float]]:
         gallery.names([number])
-        found, cosines = gallery.like(gallery.vectors[number], k)
-        return [(int(i), round(float(s), 4)) for i, s in zip(found, cosines, strict=True)]
+        return gallery.like(gallery.vectors[number], k)
 
     @app.post("/api/search")
     async def search(request: Request) -> list[tuple[int, float]]:
@@ -295,8 +295,7 @@ def _search(gallery: Gallery, content: bytes) -> list[tuple[int, float]]:
         raise SelfsightError(f"this image cannot be used: {error}") from error
     spec = gallery.backbone.spec
     found = open_images(pixels[None], image_size=spec.image_size, channels=spec.channels)
-    numbers, cosines = gallery.like(embed_one(gallery.backbone, found), NEIGHBOURS)
-    return [(int(i), round(float(s), 4)) for i, s in zip(numbers, cosines, strict=True)]
+    return gallery.like(embed_one(gallery.backbone, found), NEIGHBOURS)
 
 
 def _thumbnail(gallery: Gallery, number: int, side: int) -> bytes:
@@ -314,14 +313,8 @@ def _large(gallery: Gallery, number: int) -> bytes:
     """Return the image itself as a JPEG of at most LONGEST pixels, or, where it has gone meanwhile, its thumbnail."""
     file = gallery.entries[number].file
     if file is not None and gallery.inside(file):
-        try:
-            with reasons(), Path(file).open("rb") as opened, open_image(opened) as image:
-                image.draft("RGB", (LONGEST, LONGEST))
-                upright = ImageOps.exif_transpose(image).convert("RGB")
-                upright.thumbnail((LONGEST, LONGEST), Image.Resampling.BICUBIC)
-                return _jpeg(upright)
-        except BadImageError:
-            pass
+        with suppress(BadImageError):
+            return _jpeg(shrunk(file, LONGEST))
     return _thumbnail(gallery, number, 512)
 
 

@@ -26,7 +26,7 @@ from selfsight.gallery.learn import Answers, Trainer, answer
 from selfsight.gallery.store import Store
 from selfsight.run import RunFolder, replace_file, write_table
 from selfsight.search.duplicates import DuplicateConfig, Group, duplicates
-from selfsight.search.index import Entry, Index, nearest, unit
+from selfsight.search.index import Entry, Index
 from selfsight.search.layout import clusters, layout
 from selfsight.search.select import select
 from selfsight.tasks.classification import ClassificationConfig
@@ -52,7 +52,6 @@ class Gallery:
         self.rows = np.array([place[entry.name] for entry in self.entries])
         self.number = {entry.name: i for i, entry in enumerate(self.entries)}
         self.vectors = index.vectors([entry.name for entry in self.entries])
-        self.matrix = unit(self.vectors)
         self.places: NDArray[np.float32] | None = None
         self.cluster: NDArray[np.int64] | None = None
         self._copies: list[Group] | None = None
@@ -117,11 +116,12 @@ class Gallery:
             return np.lexsort((-np.where(labels >= 0, 1.0, answers.confidence), np.where(shown < 0, 1 << 30, shown)))
         return np.arange(n)
 
-    def like(self, vector: NDArray[np.float32], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Return the `k` images most similar to a vector (D,), the most similar first, and the cosines."""
-        similarities = (unit(vector[None]) @ self.matrix.T).astype(np.float32)
-        (found,) = nearest(similarities, k)
-        return found, similarities[0, found]
+    def like(self, vector: NDArray[np.float32], k: int) -> list[tuple[int, float]]:
+        """Return the `k` images most similar to a vector (D,), the most similar first, each with its cosine."""
+        (hits,) = self.index.search(vector[None], k)
+        # Another process may have added images to the index since: they are not shown.
+        known = [hit for hit in hits if hit.entry.name in self.number]
+        return [(self.number[hit.entry.name], round(hit.similarity, 4)) for hit in known]
 
     def next(self, n: int) -> NDArray[np.int64]:
         """Return up to `n` images that are most worth a label."""

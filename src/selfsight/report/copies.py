@@ -4,10 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image, ImageOps
-
-from selfsight.data.decode import BadImageError, open_image, reasons
-from selfsight.pictures import data_uri
+from selfsight.data.decode import BadImageError
+from selfsight.pictures import data_uri, shrunk
 from selfsight.report.page import write_page
 
 if TYPE_CHECKING:  # LanceDB takes a second to load
@@ -47,10 +45,6 @@ def _thumbnail(entry: "Entry") -> str:
     if entry.file is None:
         return ""
     try:
-        with reasons(), Path(entry.file).open("rb") as file, open_image(file) as image:
-            image.draft("RGB", (SIDE, SIDE))
-            small = ImageOps.exif_transpose(image).convert("RGB")
-            small.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC)
-            return data_uri(small)
+        return data_uri(shrunk(entry.file, SIDE))
     except BadImageError:
         return ""
