@@ -46,10 +46,14 @@ class BackboneSpec:
     """For ResNets: a 3x3 first convolution and no max-pool; above TINY pixels a mean of 2x2 instead of it."""
     patch_size: int | None = None
     """For ViTs: side of a patch in pixels; None is the architecture's own."""
+    stem: tuple[int, int] = (2, 1)
+    """Stride and padding of a small stem's convolution; converted checkpoints have a stride of 1, and no pool."""
+    mean_tokens: bool = False
+    """For ViTs: features are the mean of the patches' tokens, whatever timm takes, which is mostly the class token."""
 
     def stem_pool(self) -> nn.Module:
         """Return what a small stem has in the place of timm's max-pool."""
-        return nn.Identity() if self.image_size <= TINY else nn.AvgPool2d(2)
+        return nn.Identity() if self.image_size <= TINY or self.stem[0] == 1 else nn.AvgPool2d(2)
 
     def timm_arguments(self) -> dict[str, Any]:
         """Return the keyword arguments of timm.create_model for this backbone."""
@@ -73,6 +77,7 @@ def plan(
     std: tuple[float, ...],
     pretrained: bool = False,
     patch_size: int | None = None,
+    mean_tokens: bool = False,
 ) -> BackboneSpec:
     """Choose stem and patch for this image size.
 
@@ -85,10 +90,16 @@ def plan(
         near = timm.list_models(f"*{name.split('_')[0][:6]}*")[:5]
         hint = f"; near it: {', '.join(near)}" if near else ""
         raise SelfsightError(f"--backbone {name}: timm has no model of this name{hint}")
-    if is_model_in_modules(name, VITS) and patch_size is None:
+    if is_vit(name) and patch_size is None:
         patch_size = _patch_size(name, image_size, pretrained)
     small = is_model_in_modules(name, "resnet") and image_size <= SMALL and not pretrained
-    return BackboneSpec(name, image_size, channels, mean, std, small, patch_size)
+    return BackboneSpec(name, image_size, channels, mean, std, small, patch_size, mean_tokens=mean_tokens)
+
+
+def is_vit(name: str) -> bool:
+    """Whether timm's model of this name is a plain ViT."""
+    found: bool = is_model_in_modules(name, VITS)
+    return found
 
 
 def _patch_size(name: str, image_size: int, pretrained: bool) -> int:
@@ -126,9 +137,11 @@ class Backbone(nn.Module):
         stages: list[dict[str, Any]] = list(getattr(model, "feature_info", None) or [])
         strides = [int(stage["reduction"]) for stage in stages]
         if spec.small_stem:
-            use_small_stem(model, spec.stem_pool())
-            if spec.image_size <= TINY:  # timm's first map stands before the pool that is gone
+            use_small_stem(model, spec.stem_pool(), *spec.stem)
+            if isinstance(model.maxpool, nn.Identity):  # timm's first map stands before the pool that is gone
                 strides[1:] = [stride // 2 for stride in strides[1:]]
+            if spec.stem[0] == 1:
+                strides = [stride // 2 for stride in strides]
         reduction = strides[-1] if strides else 1
         # Not only of no use: oneDNN leaves weight gradients of a strided bfloat16 convolution of 1 x 1 maps unwritten.
         if spec.image_size < reduction:
@@ -161,7 +174,16 @@ class Backbone(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return pooled features (B, dim) of images (B, C, S, S) in [0, 1]."""
+        if self.spec.mean_tokens:
+            return self.pool(self.model.forward_features(self.normalize(x)))
         features: Tensor = self.model(self.normalize(x))
+        return features
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """Return features (B, dim) of a ViT's tokens (B, prefix + N, dim), what `forward` makes of them."""
+        if self.spec.mean_tokens:
+            return tokens[:, self.model.num_prefix_tokens :].mean(1)
+        features: Tensor = self.model.forward_head(tokens, pre_logits=True)
         return features
 
     def maps(self, x: Tensor) -> Tensor:
@@ -198,15 +220,20 @@ class Backbone(nn.Module):
         return maps
 
 
-def use_small_stem(model: Any, pool: nn.Module) -> None:
+def with_stem(spec: BackboneSpec, stride: int, padding: int) -> BackboneSpec:
+    """Return the spec of a ResNet whose 3x3 first convolution has this stride and padding, and no pool behind it."""
+    return replace(spec, small_stem=True, stem=(stride, padding))
+
+
+def use_small_stem(model: Any, pool: nn.Module, stride: int, padding: int) -> None:
     """Give a timm ResNet its small-image stem: this pool, and a 3x3 first convolution instead of 7x7.
 
-    The stride of 2 stays: at equal compute the extra resolution was worth less than the epochs it costs.
+    Ours keeps the stride of 2: at equal compute the extra resolution was worth less than the epochs it costs.
     """
     model.maxpool = pool
     if isinstance(model.conv1, nn.Conv2d) and model.conv1.kernel_size == (7, 7):
         old = model.conv1
-        model.conv1 = nn.Conv2d(old.in_channels, old.out_channels, 3, 2, 1, bias=False)
+        model.conv1 = nn.Conv2d(old.in_channels, old.out_channels, 3, stride, padding, bias=False)
         nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
 
 
@@ -254,7 +281,8 @@ def read_weights(path: Path, flag: str = "--pretrained") -> dict[str, Tensor]:
 
 def spec_from_json(values: dict[str, Any]) -> BackboneSpec:
     """Return the spec that `spec_to_json` wrote."""
-    return replace(BackboneSpec(**values), mean=tuple(values["mean"]), std=tuple(values["std"]))
+    tuples = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    return BackboneSpec(**values | tuples)
 
 
 def spec_to_json(spec: BackboneSpec) -> dict[str, Any]:

@@ -32,6 +32,7 @@ USAGE = """selfsight: self-supervised learning on your own images
   selfsight show RUN DATA          pictures: the task, the answers, what the network looks at
   selfsight report RUN             write the run's page anew
   selfsight export RUN|MODEL       ONNX; of a RUN also TorchScript or timm weights
+  selfsight convert CHECKPOINT     a run out of solo-learn's or lightly's checkpoint
   selfsight demo                   the whole path on 5,000 handwritten digits
 
 DATA is a folder of images (class subfolders are labels when an evaluation asks for them), MNIST-like IDX files,
@@ -447,6 +448,38 @@ def export_verb(argv: list[str]) -> None:
     show({"out": str(path), "format": asked.format}, asked.shared, str(path))
 
 
+def convert_verb(argv: list[str]) -> None:
+    """Make a run of a backbone that another library trained: of solo-learn, lightly, timm, torchvision.
+
+    Nothing in the checkpoint is executed.
+    """
+    from selfsight.backbones import IMAGENET_MEAN, IMAGENET_STD
+    from selfsight.convert import convert
+
+    @dataclass(frozen=True)
+    class Arguments:
+        checkpoint: Positional[Path]
+        """A .ckpt, .pth or .safetensors file."""
+        out: Path
+        """Folder of the run that is made."""
+        backbone: str
+        """timm's name of the architecture, such as resnet18."""
+        image_size: int = 224
+        """Side of the images in pixels that it was trained with; 32 for CIFAR."""
+        mean: tuple[float, ...] = IMAGENET_MEAN
+        """Mean of each channel in [0, 1] that it was trained with, one for grey images; by default ImageNet's."""
+        std: tuple[float, ...] = IMAGENET_STD
+        """Standard deviation of each channel."""
+        shared: OmitArgPrefixes[Shared] = field(default_factory=Shared)
+
+    asked = tyro.cli(Arguments, args=argv, prog="selfsight convert", description=convert_verb.__doc__)
+    if len(asked.mean) != len(asked.std):
+        raise SelfsightError("--mean and --std: give as many numbers of each")
+    run = convert(asked.checkpoint, asked.out, asked.backbone, asked.image_size, asked.mean, asked.std)
+    count = run.config()["converted"]["tensors"]
+    show({"out": str(run.path), "tensors": count}, asked.shared, f"{run.path}: {asked.backbone}, {count} tensors")
+
+
 def demo_verb(argv: list[str]) -> None:
     """Run the whole path on 5,000 handwritten digits: pretrain, embed, few labels, report; about six minutes."""
     from selfsight.demo import demo
@@ -479,6 +512,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "predict": predict_verb,
     "report": report_verb,
     "export": export_verb,
+    "convert": convert_verb,
     "demo": demo_verb,
 }
 

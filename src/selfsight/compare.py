@@ -57,11 +57,13 @@ def compare(
     names = list(dict.fromkeys(config.methods))
     if not names:
         raise SelfsightError("--methods: name at least one")
-    for name in names:
-        methods.get(name)  # a name that there is not, is wrong for all
+    classes = [methods.get(name) for name in names]  # a name that there is not, is wrong for all
     images, facts = prepare(data, training)
     out = training.out or Path("runs") / f"{name_of(data)}-compare"
-    begun = new_backbone(training, images, facts.image_size)
+    # One backbone for all: a ViT where any needs one.
+    begun = new_backbone(max(classes, key=lambda cls: cls.vit), training, images, facts.image_size)
+    if training.backbone == "auto" and not training.pretrained:
+        training = replace(training, backbone=begun.spec.name)
     # Made here already to say now, and not after hours, what is amiss with the labels.
     task = Task(begun, images, evaluation, "", out, api.default_device())
     untrained = task.fresh(evaluation.seed)

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfsight.nn import gather, process
+from selfsight.nn import gather, process, unit
 
 
 class PrototypeHead(nn.Module):
-    """Features (B, dim) to cosines (B, K) of a unit vector with unit prototypes (DINO, appendix C; iBOT, DINOv2)."""
+    """Features (..., dim) to cosines (..., K) of unit vectors with unit prototypes (DINO, appendix C; iBOT, DINOv2)."""
 
     def __init__(self, dim: int, hidden: int, bottleneck: int, prototypes: int) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class PrototypeHead(nn.Module):
             prototypes = F.normalize(self.prototypes)
             if frozen:  # a gradient of zero, not none: DistributedDataParallel waits for each parameter's
                 prototypes = prototypes.detach() + 0 * prototypes
-            return F.normalize(z.float()) @ prototypes.T
+            return unit(z) @ prototypes.T
 
 
 class Targets(nn.Module):
@@ -100,8 +100,8 @@ def koleo(features: Tensor) -> Tensor:
     The less, the more evenly they spread over the sphere; two of the same are taken as 1e-8 apart. The Kozachenko-
     Leonenko estimate of entropy (Sablayrolles et al. 2019, "Spreading Vectors for Similarity Search", equation 2).
     """
-    unit = F.normalize(features.float(), dim=1)
+    directions = unit(features)
     # By products of matrices distances of near neighbours would be too coarse.
-    distances = torch.cdist(unit, unit, compute_mode="donot_use_mm_for_euclid_dist")
-    others = ~torch.eye(len(unit), dtype=torch.bool, device=unit.device)
+    distances = torch.cdist(directions, directions, compute_mode="donot_use_mm_for_euclid_dist")
+    others = ~torch.eye(len(directions), dtype=torch.bool, device=directions.device)
     return -(distances.where(others, 2.0).amin(1) + 1e-8).log().mean()

@@ -82,7 +82,12 @@ def _timm(backbone: Backbone, out: Path) -> float:
     edits = []
     if spec.small_stem:
         model.maxpool = spec.stem_pool()
-        edits = [f"model.maxpool = torch.nn.{model.maxpool!r}"]
+        stride, padding = spec.stem
+        model.conv1.stride, model.conv1.padding = (stride, stride), (padding + 2, padding + 2)  # 3x3 within its 7x7
+        edits = [
+            f"model.maxpool = torch.nn.{model.maxpool!r}",
+            f"model.conv1.stride, model.conv1.padding = {model.conv1.stride}, {model.conv1.padding}",
+        ]
     model.eval()
     difference = check(out, backbone, lambda x: model(backbone.normalize(x)))
     arguments = ", ".join(f"{k}={v!r}" for k, v in spec.timm_arguments().items())

@@ -90,6 +90,67 @@ class Teacher(nn.Module):
                 buffer.copy_(now)
 
 
+def exact(x: Tensor) -> Tensor:
+    """Return x in float32, out of autocast's bfloat16; in float64 if it is."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def unit(x: Tensor) -> Tensor:
+    """Return the vectors (..., D) with a length of 1, in float32 at least."""
+    return F.normalize(exact(x), dim=-1)
+
+
+def apart(a: Tensor, b: Tensor) -> Tensor:
+    """Return the squared distance (N,) of the unit vectors of `a` and `b` (N, D): 2 - 2 cosine, 0 to 4."""
+    return 2 - 2 * (unit(a) * unit(b)).sum(1)
+
+
+def find(query: Tensor, keys: Tensor, temperature: float) -> Tensor:
+    """Return the cross entropy of finding each query's key, by cosine / temperature.
+
+    Unit vectors: `query` (B, D) of this process, `keys` (world · B, D) of all, in the order of their ranks.
+    """
+    own = process()[0] * len(query) + torch.arange(len(query), device=query.device)
+    return F.cross_entropy(query @ keys.T / temperature, own)
+
+
+def nearest(vectors: Tensor, rows: Tensor) -> Tensor:
+    """Return of the `rows` (Q, D) the one most similar to each of the vectors (N, D), all of length 1: (N, D)."""
+    return rows[(vectors @ rows.T).argmax(1)]
+
+
+def spread(z: Tensor) -> Tensor:
+    """Return the mean, over features, of what their standard deviations in z (N, D) lack of 1 (VICReg, eqs. 1, 2)."""
+    return F.relu(1 - (z.var(0) + 1e-4).sqrt()).mean()
+
+
+class Queue(nn.Module):
+    """The last vectors that were put in, of all processes, the oldest overwritten first; at the start random ones."""
+
+    rows: Tensor
+    place: Tensor
+
+    def __init__(self, length: int, dim: int) -> None:
+        """Hold `length` unit vectors (length, dim), and the place where the next one goes."""
+        super().__init__()
+        self.register_buffer("rows", F.normalize(torch.randn(length, dim), dim=1))
+        self.register_buffer("place", torch.zeros((), dtype=torch.long))
+
+    def share(self) -> Tensor:
+        """Return this process's part of the rows: the parts of all processes are the queue."""
+        rank, world = process()
+        return self.rows.chunk(world)[rank]
+
+    @torch.no_grad()
+    def push(self, vectors: Tensor) -> None:
+        """Put in this process's (N, dim) and those of the others, in the order of their ranks."""
+        new, rows = gather(vectors.detach())[-len(self.rows) :], self.rows.clone()
+        where = (self.place + torch.arange(len(new), device=rows.device)) % len(rows)
+        rows[where] = new.to(rows.dtype)
+        self.rows = rows  # another tensor: the step's gradients need the one that was read
+        self.place = (self.place + len(new)) % len(rows)
+
+
 def process() -> tuple[int, int]:
     """Return (rank, number of processes); (0, 1) without torch.distributed."""
     if dist.is_available() and dist.is_initialized():
@@ -138,6 +199,14 @@ class _Sum(torch.autograd.Function):
         return grad
 
 
+def total(x: Tensor) -> Tensor:
+    """Return the sum of x over all processes, with gradients to each."""
+    if process()[1] == 1:
+        return x
+    summed: Tensor = _Sum.apply(x)
+    return summed
+
+
 class CpuSyncBatchNorm(nn.Module):
     """BatchNorm over the batches of all processes, on the CPU, where torch has none.
 
@@ -163,7 +232,7 @@ class CpuSyncBatchNorm(nn.Module):
             normed: Tensor = self.after(y)
             return normed
         dims = [0, *range(2, x.dim())]
-        xf = x if x.dtype == torch.float64 else x.float()
+        xf = exact(x)
         shape = [1, -1] + [1] * (x.dim() - 2)
         count = x.numel() // x.shape[1] * process()[1]
         mean: Tensor = _Sum.apply(xf.sum(dims)) / count
@@ -188,7 +257,7 @@ def synchronize_batchnorm(module: nn.Module, device: torch.device) -> nn.Module:
         converted: nn.Module = convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
         return converted
     if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-        return CpuSyncBatchNorm(module)
+        return CpuSyncBatchNorm(module).train(module.training)  # a frozen teacher's stay frozen
     for name, child in module.named_children():
         setattr(module, name, synchronize_batchnorm(child, device))
     return module

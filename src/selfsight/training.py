@@ -38,7 +38,8 @@ class Pretrain:
     out: Path | None = None
     """Run folder; by default runs/<data>-<method>. A comparison keeps its runs here, by default runs/<data>-compare."""
     backbone: str = "auto"
-    """Any timm model; auto is resnet10t on a CPU; on a GPU resnet18 for small images, else resnet50."""
+    """Any timm model; auto is resnet10t on a CPU; on a GPU resnet18 for small images, else resnet50. For methods that
+    hide patches vit_tiny_patch16_224, and vit_small_patch16_224 on a GPU."""
     pretrained: str | None = None
     """Start from weights: 'timm' for timm's own, a local .safetensors or .pth file, or the folder of another run, whose
     backbone is then taken as it is."""
@@ -102,7 +103,7 @@ def prepare(data: Any, config: Pretrain) -> tuple[ImageSet, Facts]:
     largest = config.image_size or (224 if torch.cuda.is_available() else 96)
     images = open_images(data, image_size=largest, cache=config.cache, cache_dir=config.cache_dir)
     size = config.image_size or min(-(-images.side // GRANULE) * GRANULE, largest)
-    return images, Facts(len(images.rows("train")), size, images.channels)
+    return images, Facts(len(images.rows("train")), size, images.channels, len(images))
 
 
 def begin(
@@ -115,7 +116,7 @@ def begin(
     if not batch_size:
         raise SelfsightError(f"{images.source}: {facts.images} images are too few for {processes} processes")
     L.seed_everything(config.seed, verbose=False)
-    method = cls(new_backbone(config, images, facts.image_size), settings)
+    method = cls(new_backbone(cls, config, images, facts.image_size), settings)
     return Trainee(method, images, run, config, _recipe(cls.optim, config), batch_size)
 
 
@@ -132,12 +133,14 @@ def _recipe(own: optim.Optim, config: Pretrain) -> optim.Optim:
     )
 
 
-def new_backbone(config: Pretrain, images: ImageSet, size: int) -> Backbone:
-    """Return the backbone that a training starts from, for images of `size` pixels."""
+def new_backbone(cls: type[Method], config: Pretrain, images: ImageSet, size: int) -> Backbone:
+    """Return the backbone that a training by this method starts from, for images of `size` pixels."""
     if config.pretrained and Path(config.pretrained).is_dir():
         return _backbone_of_run(config, images, size)
     name = config.backbone
-    if name == "auto":
+    if name == "auto" and cls.vit:
+        name = "vit_small_patch16_224" if torch.cuda.is_available() else "vit_tiny_patch16_224"
+    elif name == "auto":
         name = "resnet10t" if not torch.cuda.is_available() else "resnet18" if size <= backbones.SMALL else "resnet50"
     if config.pretrained == "timm" and images.channels == 3:
         mean, std = backbones.IMAGENET_MEAN, backbones.IMAGENET_STD
@@ -145,7 +148,8 @@ def new_backbone(config: Pretrain, images: ImageSet, size: int) -> Backbone:
         sample = images.images[np.linspace(0, len(images) - 1, min(len(images), 1000)).astype(np.int64)] / 255.0
         mean = tuple(sample.mean((0, 2, 3)).round(4).tolist())
         std = tuple(np.maximum(sample.std((0, 2, 3)), 0.01).round(4).tolist())
-    spec = backbones.plan(name, size, images.channels, mean, std, pretrained=config.pretrained is not None)
+    loaded, by_mean = config.pretrained is not None, cls.mean_tokens and backbones.is_vit(name)
+    spec = backbones.plan(name, size, images.channels, mean, std, pretrained=loaded, mean_tokens=by_mean)
     return backbones.load_pretrained(spec, config.pretrained) if config.pretrained else backbones.create(spec)
 
 

@@ -1,5 +1,6 @@
 """Which images make up a batch depends on seed and step alone, wherever they are read from."""
 
+import dataclasses
 import itertools
 import threading
 from pathlib import Path
@@ -28,6 +29,9 @@ def agree(one: Batch, other: Batch) -> bool:
 def check_rows(batch: Batch, images: ImageSet) -> None:
     np.testing.assert_array_equal(batch.images.numpy(), images.images[batch.index.numpy()])
     np.testing.assert_array_equal(batch.aspect.numpy(), images.aspect[batch.index.numpy()])
+    assert (batch.labels is None) == (images.labels is None)
+    if batch.labels is not None and images.labels is not None:
+        np.testing.assert_array_equal(batch.labels.numpy(), images.labels[batch.index.numpy()])
 
 
 @pytest.mark.parametrize("resident_share", [0.5, 0.0])
@@ -57,6 +61,13 @@ def test_processes_share_the_batch_that_one_would_see(images: ImageSet) -> None:
     alone = Loader(images, np.arange(50), 12, CPU).batch(5)
     parts = [Loader(images, np.arange(50), 4, CPU, rank=rank, world=3).batch(5) for rank in range(3)]
     assert torch.cat([part.index for part in parts]).tolist() == alone.index.tolist()
+
+
+@pytest.mark.parametrize("resident_share", [0.5, 0.0])
+def test_labels_come_with_their_images(images: ImageSet, resident_share: float) -> None:
+    labels = np.arange(50) % 7 - 1
+    labelled = dataclasses.replace(images, labels=labels, classes=tuple("abcdef"))
+    check_rows(Loader(labelled, np.arange(50), 8, CPU, resident_share=resident_share).batch(3), labelled)
 
 
 def test_in_order_yields_every_row_once(images: ImageSet) -> None:

@@ -13,15 +13,10 @@ from torch import Tensor, nn
 from selfsight import backbones
 from selfsight.adversarial import adversarial_losses, discriminator
 from selfsight.data.images import Batch
-from selfsight.data.masks import Blend, centre_block, depths, random_regions, smooth_fill
+from selfsight.data.masks import Blend, centre_block, depths, error_weight, random_regions, smooth_fill
 from selfsight.errors import SelfsightError
 from selfsight.methods import inpainting
-from selfsight.methods.inpainting import (
-    Inpainting,
-    error_weight,
-    psnr,
-    reconstruction_loss,
-)
+from selfsight.methods.inpainting import Inpainting, psnr, reconstruction_loss
 from selfsight.methods.method import Facts
 
 CPU = torch.device("cpu")

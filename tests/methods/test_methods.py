@@ -1,32 +1,73 @@
 """The contract that every method keeps; runs over all of them."""
 
 import copy
+import dataclasses
+import functools
 import math
+import tempfile
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from sklearn.datasets import load_sample_images
+from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 
 from selfsight import backbones, methods, optim
 from selfsight.backbones import BackboneSpec
 from selfsight.data.images import Batch
 from selfsight.errors import SelfsightError
 from selfsight.methods import Facts, Method
+from selfsight.nn import synchronize_batchnorm
+from selfsight.run import RunFolder
 
 SIZE = 32
+
+
+SMALL = {
+    "hidden": 16, "projection": 8, "bottleneck": 16, "dim": 8, "queue": 24, "prototypes": 12, "slices": 5, "width": 32,
+    "depth": 1, "local_views": 2,
+}  # fmt: skip
+"""Settings by which a slow reference is quick enough, for the methods that have them."""
 
 
 def a_batch(n: int = 16) -> Batch:
     photo = torch.from_numpy(load_sample_images().images[0].copy()).permute(2, 0, 1)
     crops = [photo[:, 20 * i : 20 * i + 48, 30 * i : 30 * i + 48] for i in range(n)]
-    return Batch(torch.stack(crops), torch.ones(n), torch.arange(n))
+    return Batch(torch.stack(crops), torch.ones(n), torch.arange(n), torch.arange(n) % 3)
 
 
-def a_method(name: str, backbone: str = "test_resnet") -> Method:
+@functools.cache
+def a_run() -> str:
+    """The folder of a run whose backbone may teach."""
+    torch.manual_seed(5)
+    spec = backbones.plan("test_resnet", SIZE, 3, (0.5,) * 3, (0.25,) * 3)
+    run = RunFolder(Path(tempfile.mkdtemp()))
+    run.write_config({"backbone": backbones.spec_to_json(spec)})
+    run.save_backbone(backbones.create(spec))
+    return str(run.path)
+
+
+def a_method(name: str, backbone: str | None = None, small: bool = False) -> Method:
+    teacher = a_run() if name == "distill" else None
     torch.manual_seed(0)
     cls = methods.get(name)
-    spec = backbones.plan(backbone, SIZE, 3, (0.5,) * 3, (0.25,) * 3)
-    return cls(backbones.create(spec), cls.Config().fit_to(Facts(16, SIZE, 3)))
+    backbone = backbone or ("test_vit" if cls.vit else "test_resnet")
+    by_mean = cls.mean_tokens and backbone == "test_vit"
+    spec = backbones.plan(backbone, SIZE, 3, (0.5,) * 3, (0.25,) * 3, mean_tokens=by_mean)
+    own = {field.name for field in dataclasses.fields(cls.Config)}
+    settings: dict[str, Any] = {k: v for k, v in SMALL.items() if small and k in own}
+    settings |= {"teacher": teacher} if teacher else {}
+    return cls(backbones.create(spec), cls.Config(**settings).fit_to(Facts(16, SIZE, 3)))
+
+
+def gradients(method: Method, loss: Tensor) -> dict[str, Tensor]:
+    """The loss's gradient by each trained parameter's name."""
+    method.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in method.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize("name", methods.names())
@@ -45,7 +86,7 @@ def test_loss_is_finite_and_reaches_the_whole_backbone(name: str) -> None:
 
 @pytest.mark.parametrize("name", methods.names())
 def test_a_few_steps_lower_the_loss(name: str) -> None:
-    method = a_method(name)
+    method = a_method(name, small=True)
     batch = a_batch()
     optimizer = optim.build(method, method.optim)
     optim.set_rate(optimizer.param_groups, 1e-3)
@@ -63,10 +104,10 @@ def test_a_few_steps_lower_the_loss(name: str) -> None:
 
 @pytest.mark.parametrize("name", methods.names())
 def test_state_survives_save_and_load(name: str) -> None:
-    method = a_method(name)
+    method = a_method(name, small=True)
     method(a_batch(), 0.5)["loss"].backward()
     method.after_step(0.5)
-    other = a_method(name)
+    other = a_method(name, small=True)
     other.load_state_dict(copy.deepcopy(method.state_dict()))
     results = []
     for m in (method, other):
@@ -76,9 +117,64 @@ def test_state_survives_save_and_load(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", methods.names())
-def test_trains_a_vit(name: str) -> None:
+def test_trains_a_vit_and_says_so_where_it_trains_nothing_else(name: str) -> None:
     out = a_method(name, "test_vit")(a_batch(4), 0.0)
     assert math.isfinite(float(out["loss"].detach()))
+    if methods.get(name).vit:
+        with pytest.raises(SelfsightError, match=r"--backbone test_resnet: .*vit_tiny_patch16_224"):
+            a_method(name, "test_resnet")
+
+
+DIVIDED = {"dino", "ibot", "dinov2", "ijepa", "all4one"}
+"""Methods whose loss depends on how a batch is divided: KoLeo, how many patches are hidden, dropout."""
+
+
+def step_of_half(rank: int, folder: str, names: list[str], world: int) -> None:
+    """Take one step of each method on this process's part of a batch, and keep its loss and weights."""
+    torch.set_num_threads(1)
+    if world > 1:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
+    batch, found = a_batch(), {}
+    size = len(batch.images) // world
+    part = Batch(*(values[rank * size :][:size] for values in vars(batch).values()))
+    for name in names:
+        method = a_method(name, small=True)
+        if world > 1:
+            synchronize_batchnorm(method, torch.device("cpu"))
+        torch.manual_seed(4)
+        loss = method(part, 0.5)["loss"]
+        loss.backward()
+        weights = [p for p in method.parameters() if p.requires_grad]
+        for weight in weights:
+            assert weight.grad is not None
+            if world > 1:  # as DistributedDataParallel does
+                dist.all_reduce(weight.grad)
+                weight.grad /= world
+        torch.optim.SGD(weights, lr=0.02).step()
+        method.after_step(0.5)
+        value = loss.detach()
+        if world > 1:
+            dist.all_reduce(value)
+        found[name] = value / world, method.state_dict()
+    torch.save(found, f"{folder}/{world}-{rank}")
+    if world > 1:
+        dist.destroy_process_group()
+
+
+def test_two_processes_take_the_same_step_as_one(tmp_path: Path) -> None:
+    names = methods.names()
+    spawn(step_of_half, (str(tmp_path), names, 2), nprocs=2)
+    step_of_half(0, str(tmp_path), names, 1)
+    first, second, alone = (torch.load(tmp_path / name, weights_only=True) for name in ("2-0", "2-1", "1-0"))
+    for name in names:
+        (loss, state), (_, other), (plain, one) = first[name], second[name], alone[name]
+        assert torch.isfinite(loss), name
+        for key, value in state.items():
+            assert torch.equal(value, other[key]), (name, key, "the two processes went apart")
+            if name not in DIVIDED and value.is_floating_point():
+                assert torch.allclose(value, one[key], atol=1e-4), (name, key)
+        if name not in DIVIDED:
+            assert float(loss) == pytest.approx(float(plain), abs=1e-4), name
 
 
 @pytest.mark.parametrize("name", methods.names())

@@ -1,3 +1,4 @@
+import os
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -62,6 +63,19 @@ def test_a_condition_leaves_out_what_it_says(
     assert {hit.entry.name for hit in index.search(features[:1], 90, where)[0]} == wanted
     best = max(wanted, key=lambda name: cosines(features[:1], features)[0][[e.name for e in entries].index(name)])
     assert index.search(features[:1], 1, where)[0][0].entry.name == best
+
+
+def test_a_change_is_seen_however_long_the_index_lay_still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entries, features = some(20)
+    index, other = Index(tmp_path / "index"), Index(tmp_path / "index")
+    index.put(entries[:19], features[:19])
+    os.utime(tmp_path / "index" / "images.lance" / "_versions", (1000, 1000))  # as if it had lain for years
+    assert index.search(features[19:], 1)[0][0].similarity < 0.99
+    with monkeypatch.context() as patched:
+        patched.setattr(type(index._table), "version", property(lambda self: pytest.fail("LanceDB was asked")))
+        assert len(index.search(features[:1])[0]) == 10
+    other.put(entries[19:], features[19:])
+    assert index.search(features[19:], 1)[0][0].entry == entries[19]
 
 
 def test_changes_are_kept_and_seen_by_all_who_have_it_open(tmp_path: Path) -> None:

@@ -42,7 +42,8 @@ class Feed:
         index = torch.from_numpy(self._rows[places])
         aspect = torch.from_numpy(self._images.aspect[index.numpy()])
         pixels = self._resident.index_select(0, torch.from_numpy(places).to(self._device))
-        return Batch(pixels, aspect.to(self._device), index.to(self._device))
+        labels = _labels(self._images, index.numpy())
+        return _to_device(Batch(pixels, aspect, index, labels), self._device)
 
     def batches(self, places: Iterable[NDArray[np.int64]]) -> Iterator[Batch]:
         """Yield a batch for each of these arrays of positions in `rows`."""
@@ -70,14 +71,20 @@ def read_ahead(images: ImageSet, rows: Iterable[NDArray[np.int64]], device: torc
 def _read(images: ImageSet, rows: NDArray[np.int64]) -> Batch:
     """Return these rows on the CPU, in pinned memory if there is a GPU to copy to."""
     pixels = torch.from_numpy(np.ascontiguousarray(images.images[rows]))
-    return Batch(pixels, torch.from_numpy(images.aspect[rows]), torch.from_numpy(rows.copy()))
+    return Batch(pixels, torch.from_numpy(images.aspect[rows]), torch.from_numpy(rows.copy()), _labels(images, rows))
+
+
+def _labels(images: ImageSet, rows: NDArray[np.int64]) -> Tensor | None:
+    return None if images.labels is None else torch.from_numpy(images.labels[rows])
 
 
 def _to_device(batch: Batch, device: torch.device) -> Batch:
     if device.type == "cpu":
         return batch
-    pixels = batch.images.pin_memory() if device.type == "cuda" else batch.images
-    return Batch(pixels.to(device, non_blocking=True), batch.aspect.to(device), batch.index.to(device))
+    pinned = device.type == "cuda" and batch.images.device.type == "cpu"
+    pixels = (batch.images.pin_memory() if pinned else batch.images).to(device, non_blocking=True)
+    labels = None if batch.labels is None else batch.labels.to(device)
+    return Batch(pixels, batch.aspect.to(device), batch.index.to(device), labels)
 
 
 def _upload(images: ImageSet, rows: NDArray[np.int64], device: torch.device) -> Tensor:

@@ -23,6 +23,8 @@ class Batch:
     """(B,) float32, width / height of the original, so that crops keep true shapes."""
     index: Tensor
     """(B,) int64, row in the data set, for methods that keep a memory of each image."""
+    labels: Tensor | None = None
+    """(B,) int64, class or -1, None for data without labels. Of all methods only SupCon looks at them."""
 
 
 class Pixels(Protocol):

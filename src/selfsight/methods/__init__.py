@@ -8,10 +8,12 @@ from selfsight.methods.method import Facts, Method
 
 __all__ = ["Facts", "Method", "get", "names"]
 
+SHARED = ("method", "two_views")
+
 
 def names() -> list[str]:
-    """Return the names of all methods: the files of this folder."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "method")
+    """Return the names of all methods: the files of this folder but those that several methods share."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in SHARED)
 
 
 def get(name: str) -> type[Method]:

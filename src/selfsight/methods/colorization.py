@@ -58,11 +58,8 @@ class Colorization(Method):
         def fit_to(self, facts: Facts) -> Self:
             """Fill in what depends on the size of the images; SelfsightError for images that are not in colour."""
             if facts.channels != 3:
-                bands = "are grey" if facts.channels == 1 else f"have {facts.channels} bands"
-                raise SelfsightError(
-                    f"colorization learns by telling the colours of red-green-blue images; these {bands}: "
-                    "try another method, for example rotation"
-                )
+                what = "these are grey" if facts.channels == 1 else f"these have {facts.channels} bands"
+                raise SelfsightError(f"colorization learns by telling the colours of red-green-blue images; {what}")
             return replace(self, crop_min=self.crop_min or (0.6 if facts.image_size < 64 else 0.35))
 
     def __init__(self, backbone: Backbone, config: Config) -> None:

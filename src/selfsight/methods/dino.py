@@ -13,16 +13,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfsight.backbones import Backbone
-from selfsight.data.augment import asymmetric_pair, whole
+from selfsight.data.augment import whole
 from selfsight.data.images import Batch
 from selfsight.distillation import PrototypeHead, Targets, dino_loss, koleo
-from selfsight.methods.method import Facts, Method
+from selfsight.methods.method import Facts
+from selfsight.methods.two_views import MultiCrop
 from selfsight.nn import Teacher
 from selfsight.optim import Optim
 from selfsight.pictures import bars
 
 
-class DINO(Method):
+class DINO(MultiCrop):
     """Self-distillation: from small crops, answer what an averaged teacher answers for large ones."""
 
     paper = "Caron et al., Emerging Properties in Self-Supervised Vision Transformers, 2021"
@@ -31,7 +32,7 @@ class DINO(Method):
     batch_size = 64  # in eight views each
 
     @dataclass(frozen=True)
-    class Config(Method.Config):
+    class Config(MultiCrop.Config):
         """DINO's hyperparameters; six of them change with the logarithm of the number of images."""
 
         prototypes: int | None = None
@@ -59,32 +60,21 @@ class DINO(Method):
         """Share of the training over which the prototypes stay as they are."""
         koleo: float | None = None
         """Weight of KoLeo, which keeps embeddings apart; by default 0.1 up to 100,000 images, 0 for ImageNet."""
-        local_views: int | None = None
-        """Small crops an image; by default 6, and 4 up to 64 pixels."""
-        local_min: float | None = None
-        """Smallest local crop as a share of the image; by default 0.05, and 0.2 up to 64 pixels."""
-        global_min: float = 0.4
-        """Largest local crop and smallest global crop as a share of the image."""
-        hflip: float = 0.5
-        """Probability of a left-right flip; 0 where left and right mean something, as in text."""
         strength: float | None = None
-        """Strength of the colour jitter, 0 to 5; by default 2 up to 100,000 images, the paper's 1 for ImageNet."""
+        """Of the colour jitter, 0 to 5; by default 2 up to 100,000 images, the paper's 1 for ImageNet."""
 
         def fit_to(self, facts: Facts) -> Self:
             """Fill in what depends on the number and the size of the images."""
-            small = facts.image_size <= 64
             # 0 up to 100,000 images, 1 from ImageNet's 12.8 times as many on.
             grown = min(math.log(max(facts.images / 100_000, 1), 12.8), 1)
             return replace(
-                self,
+                super().fit_to(facts),
                 prototypes=self.prototypes or 2 ** round(10 + 6 * grown),
                 hidden=self.hidden or 2 ** round(9 + 2 * grown),
                 teacher_temperature=self.teacher_temperature or 0.02 + 0.05 * grown,
                 momentum=0.99 + 0.006 * grown if self.momentum is None else self.momentum,
-                local_views=(4 if small else 6) if self.local_views is None else self.local_views,
                 centring=self.centring or ("sinkhorn" if facts.images <= 100_000 else "mean"),
                 koleo=0.1 * (1 - grown) if self.koleo is None else self.koleo,
-                local_min=self.local_min or (0.2 if small else 0.05),
                 strength=2 - grown if self.strength is None else self.strength,
             )
 
@@ -94,35 +84,31 @@ class DINO(Method):
         self.config = config = config.fit_to(Facts(0, spec.image_size, spec.channels))
         assert config.prototypes
         assert config.hidden
-        assert config.local_min
         assert config.teacher_temperature
-        assert config.strength is not None
         self.head = PrototypeHead(backbone.dim, config.hidden, config.bottleneck, config.prototypes)
         self.teacher = Teacher(nn.Sequential(backbone, self.head))
         temperatures = min(config.teacher_temperature_start, config.teacher_temperature), config.teacher_temperature
         self.targets = Targets(config.prototypes, config.centring == "sinkhorn", temperatures, config.teacher_warmup)
-        self.views = asymmetric_pair(spec.image_size, spec.channels, config.global_min, config.hflip, config.strength)
-        side = backbone.side_from(spec.image_size * 3 / 7)  # as the paper's local views of 96 pixels to its 224
-        scale, blur = (config.local_min, config.global_min), 0.5 * self.views[0].blur
-        self.local = replace(self.views[0], size=side, scale=scale, blur=blur)
 
     def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """Return the loss over all views, with the teacher's entropy, the divergence of the student from it, and KoLeo.
+        """Return the loss over all views, and what `compare` tells."""
+        large = self.draw(batch)  # (2B, C, S, S)
+        features = self.features(batch, large)  # (2 + L, B, dim)
+        student = self.head(features, progress < self.config.freeze)  # (2 + L, B, K)
+        return self.compare(features, student, self.teacher(large).unflatten(0, (2, -1)), progress)
 
-        Of two ways to collapse one shows as a divergence of 0 at an entropy of ln(prototypes), the other at one of 0.
+    def compare(self, features: Tensor, student: Tensor, teacher: Tensor, progress: float) -> dict[str, Tensor]:
+        """Return the loss of the student's cosines (2 + L, B, K) against the teacher's (2, B, K), and of KoLeo.
+
+        With it the teacher's entropy and the divergence of the student from it: of two ways to collapse one shows as a
+        divergence of 0 at an entropy of ln(prototypes), the other at one of 0. `features` (2 + L, B, dim) are kept
+        apart from each other by KoLeo.
         """
-        large = torch.cat([view(batch) for view in self.views])  # (2B, C, S, S)
-        features = [self.backbone(large)]
-        if count := self.config.local_views:
-            features.append(self.backbone(torch.cat([self.local(batch) for _ in range(count)])))  # (L·B, dim)
-        frozen = progress < self.config.freeze
-        student = self.head(torch.cat(features), frozen).unflatten(0, (-1, len(batch.images)))  # (2 + L, B, K)
-        teacher = self.teacher(large).unflatten(0, (2, -1))  # (2, B, K)
         target = self.targets(teacher, progress)
         answers = dino_loss(student, target, self.config.student_temperature)
         self.targets.follow(teacher, self.teacher.brisk(self.config.centre_momentum, progress))
         entropy = torch.special.entr(target).sum(2).mean()
-        apart = torch.stack([koleo(one) for one in features[0].chunk(2)]).mean()
+        apart = torch.stack([koleo(one) for one in features[:2]]).mean()
         spread = (self.config.koleo or 0.0) * apart
         return {
             "loss": answers + spread,

@@ -15,7 +15,7 @@ from selfsight.adversarial import adversarial_losses, discriminator
 from selfsight.backbones import Backbone
 from selfsight.data.augment import View, whole
 from selfsight.data.images import Batch
-from selfsight.data.masks import Blend, centre_block, random_regions, smooth_fill
+from selfsight.data.masks import Blend, centre_block, error_weight, random_regions, smooth_fill
 from selfsight.errors import SelfsightError
 from selfsight.methods.method import Facts, Method
 from selfsight.nn import map_decoder
@@ -129,15 +129,6 @@ class Inpainting(Method):
         mine, theirs = (float(psnr(y, x, hidden)) for y in (filled, smooth_fill(x, hidden)))
         error = f"{mine:.1f} dB, a smooth fill {theirs:.1f}"
         return {f"Top to bottom: what it saw, what it filled in ({error}), the truth": torch.stack([seen, filled, x])}
-
-
-def error_weight(hidden: Tensor, overlap: int) -> Tensor:
-    """Return each pixel's weight: 1 where `hidden` (B, 1, S, S), 10 where seen up to `overlap` pixels from it, else 0.
-
-    The paper's centre answers reach 7 of 227 pixels into the context, where errors count ten times (section 5.1).
-    """
-    inside = hidden.float()
-    return 10 * F.max_pool2d(inside, 2 * overlap + 1, stride=1, padding=overlap) - 9 * inside
 
 
 def reconstruction_loss(answer: Tensor, truth: Tensor, weight: Tensor) -> Tensor:

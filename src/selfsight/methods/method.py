@@ -20,6 +20,8 @@ class Facts:
     """Side of a view in pixels."""
     channels: int
     """1 grey, 3 colour, more for satellite bands."""
+    rows: int = 0
+    """Number of all images of the data set, those held out for tests too: one more than the largest Batch.index."""
 
 
 class Method(nn.Module):
@@ -44,6 +46,10 @@ class Method(nn.Module):
     """The optimizer that this method is known to train with."""
     batch_size: ClassVar[int] = 256
     """Images a step that it is known to train with."""
+    vit: ClassVar[bool] = False
+    """Whether it hides patches from a ViT, and so can train nothing else."""
+    mean_tokens: ClassVar[bool] = False
+    """Whether a ViT's features are to be the mean of its patches, since nothing trains its class token."""
 
     def __init__(self, backbone: Backbone, config: Config) -> None:
         super().__init__()

@@ -15,7 +15,7 @@ from selfsight.backbones import Backbone
 from selfsight.data.augment import View, whole
 from selfsight.data.images import Batch
 from selfsight.methods.method import Facts, Method
-from selfsight.nn import gather, mlp, process
+from selfsight.nn import gather, mlp, process, unit
 from selfsight.optim import Optim
 from selfsight.pictures import matrix
 
@@ -75,7 +75,7 @@ class SimCLR(Method):
     def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """Return NT-Xent over two views of each image."""
         x = torch.cat([self.view(batch), self.view(batch)])  # (2B, C, S, S)
-        z = F.normalize(self.head(self.backbone(x)).float(), dim=1)  # (2B, D)
+        z = unit(self.head(self.backbone(x)))  # (2B, D)
         loss, accuracy = nt_xent(z, self.temperature)
         others = len(z) * process()[1] - 1
         return {"loss": loss, "accuracy": accuracy, "chance": torch.tensor(math.log(others))}
@@ -85,7 +85,7 @@ class SimCLR(Method):
         rows = torch.stack([whole(batch, self.view.size), self.view(batch), self.view(batch)])[:, :10]
         pictures = {"Top to bottom: the image, and two random views that must find each other": rows}
         views = rows[1:].flatten(0, 1)  # (2B, C, S, S)
-        z = F.normalize(self.head(self.backbone(views)).float(), dim=1)
+        z = unit(self.head(self.backbone(views)))
         cosines, itself = z @ z.T, torch.eye(len(z), dtype=torch.bool, device=z.device)
         partner = itself.roll(len(z) // 2, 1)
         if len(z) > 2:

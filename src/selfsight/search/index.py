@@ -8,8 +8,9 @@ graphs") finds most of the nearest.
 
 import functools
 import operator
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import islice
 from pathlib import Path
@@ -88,6 +89,10 @@ class Hit:
     """Cosine of the angle between its vector and the query's, -1 to 1."""
 
 
+TICK = 100_000_000
+"""Nanoseconds within which a file system may give two changes the same time."""
+
+
 @dataclass(frozen=True)
 class Where:
     """Which images a search looks at: those for which all holds that is given."""
@@ -125,6 +130,8 @@ class _Memory:
     """All columns but the vectors."""
     matrix: NDArray[np.float32] | None
     """(N, D) of length 1; None if there are too many."""
+    changed: int | None
+    """When the table's folder changed last, in nanoseconds; None where that can't tell whether it has changed since."""
 
 
 class Index:
@@ -221,9 +228,10 @@ class Index:
         """
         if self._table is None:
             return [[] for _ in queries]
-        if queries.shape[1] != self.dim:
-            raise SelfsightError(f"{self.path}: holds vectors of {self.dim} numbers, not of {queries.shape[1]}")
         memory = self._current()
+        dim = self.dim if memory.matrix is None else memory.matrix.shape[1]
+        if queries.shape[1] != dim:
+            raise SelfsightError(f"{self.path}: holds vectors of {dim} numbers, not of {queries.shape[1]}")
         if memory.matrix is None:
             return [self._approximately(query, k, where or Where()) for query in unit(queries)]
         matrix, facts = memory.matrix, memory.facts
@@ -263,12 +271,28 @@ class Index:
 
     def _current(self) -> _Memory:
         """Return the table's rows, read anew if any process has changed it since."""
+        changed = self._changed()
+        if self._memory is not None and changed is not None and changed == self._memory.changed:
+            return self._memory  # LanceDB's own look takes longer than to compare 10,000 vectors
         version = int(self._table.version)
         if self._memory is None or self._memory.version != version:
             found = self._rows(None, [*KINDS] if self._too_many() else [*KINDS, "vector"])
             matrix = None if self._too_many() else unit(_matrix(found))
-            self._memory = _Memory(version, found.select([*KINDS, "_rowid"]).combine_chunks(), matrix)
+            facts = found.select([*KINDS, "_rowid"]).combine_chunks()
+            self._memory = _Memory(version, facts, matrix, changed)
+        self._memory = replace(self._memory, changed=changed)
         return self._memory
+
+    def _changed(self) -> int | None:
+        """Return when a version of the table was last written, in nanoseconds of the file system's clock.
+
+        None at an object store, and just after a change: a second one within the same tick would not show.
+        """
+        try:
+            changed = (Path(self.path) / f"{TABLE}.lance" / "_versions").stat().st_mtime_ns
+        except OSError:
+            return None
+        return changed if abs(time.time_ns() - changed) > TICK else None
 
     def _rows(self, condition: Expr | None, columns: list[str]) -> pa.Table:
         """Return these columns, and row ids, of the images for which the condition holds."""

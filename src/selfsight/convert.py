@@ -1,0 +1,143 @@
+"""Backbones out of checkpoints of other libraries: solo-learn, lightly, lightly-train, timm, torchvision.
+
+Nothing in a checkpoint is executed: of what it was pickled with only tensors and plain containers are built, and
+settings of other libraries become empty shells.
+"""
+
+import pickle
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from selfsight import backbones
+from selfsight.errors import SelfsightError
+from selfsight.run import RunFolder
+
+TORCHVISION = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
+"""A ResNet's parts in order: lightly's examples put them into a Sequential, where they go by their numbers."""
+OWN_SHARE = 0.99
+"""So many of the architecture's tensors a checkpoint must have."""
+SOLO_STEM, PLAIN_STEM = (1, 2), (1, 1)
+"""Stride and padding of a 3 x 3 stem for small images: solo-learn's, which adds a border of two pixels, and others'."""
+
+
+def convert(
+    checkpoint: Path, out: Path, backbone: str, image_size: int, mean: tuple[float, ...], std: tuple[float, ...]
+) -> RunFolder:
+    """Write the backbone of another library's checkpoint as a run, which all verbs but `pretrain --resume` take.
+
+    `backbone` is timm's name of the architecture. Where several networks are in the checkpoint the student counts, not
+    its teacher. Raises SelfsightError where the file or the architecture is not it, and where `out` is taken.
+    """
+    run = RunFolder(out)
+    if run.path.exists() and any(run.path.iterdir()):
+        raise SelfsightError(f"--out {out}: is not empty; choose another folder")
+    state = tensors(checkpoint)
+    channels = len(mean)
+    spec = backbones.plan(backbone, image_size, channels, mean, std, pretrained=True)
+    wanted = backbones.create(spec).model.state_dict()
+    found = best_part(state, wanted)
+    stem = found.get("conv1.weight")
+    if stem is not None and stem.shape[-1] == 3:  # solo-learn keeps a classifier of its own beside the backbone
+        stride, padding = SOLO_STEM if any(name.startswith("classifier.") for name in state) else PLAIN_STEM
+        spec = backbones.with_stem(spec, stride, padding)
+        wanted = backbones.create(spec).model.state_dict()
+    fits = {name: value for name, value in found.items() if name in wanted and wanted[name].shape == value.shape}
+    if len(fits) < OWN_SHARE * len(wanted):
+        missing = next(name for name in wanted if name not in fits)
+        raise SelfsightError(
+            f"{checkpoint}: {len(fits)} of the {len(wanted)} tensors of --backbone {backbone} are in it; "
+            f"{missing} {list(wanted[missing].shape)} is not"
+        )
+    model = backbones.create(spec)
+    model.model.load_state_dict(wanted | fits)
+    run.path.mkdir(parents=True, exist_ok=True)
+    run.write_config({"method": "converted", "data": str(checkpoint), "converted": {"tensors": len(fits)}})
+    run.save_backbone(model)
+    return run
+
+
+def tensors(path: Path) -> dict[str, Tensor]:
+    """Return all named tensors of a .safetensors file or of a torch checkpoint, whatever else stands in it."""
+    if not path.exists():
+        raise SelfsightError(f"{path}: no such file")
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=SAFE_PICKLE)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, AttributeError, TypeError) as error:
+        raise SelfsightError(f"{path}: not a checkpoint that can be read ({str(error).splitlines()[0]})") from error
+    for key in ("state_dict", "model", "teacher", "student", "model_state_dict"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping):
+        raise SelfsightError(f"{path}: holds no named tensors")
+    return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+
+
+def best_part(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors behind the prefix, such as 'backbone.', behind which most of the wanted names are.
+
+    Of several the first, which is the student where there is a teacher too.
+    """
+    prefixes = list(dict.fromkeys(name[:i] for name in state for i in [0, *_ends(name)]))
+    best: dict[str, Tensor] = {}
+    for prefix in prefixes:
+        part = {_by_name(name[len(prefix) :]): value for name, value in state.items() if name.startswith(prefix)}
+        part = {name: value for name, value in part.items() if name in wanted}
+        if len(part) > len(best):
+            best = part
+    return best
+
+
+def _ends(name: str) -> list[int]:
+    return [i + 1 for i, character in enumerate(name) if character == "."]
+
+
+def _by_name(name: str) -> str:
+    """Return a name with a ResNet's part, 4.0.conv1.weight, as torchvision and timm call it: layer1.0.conv1.weight."""
+    first, _, rest = name.partition(".")
+    return f"{TORCHVISION[int(first)]}.{rest}" if first.isdigit() and int(first) < len(TORCHVISION) else name
+
+
+class _Shell:
+    """What stands for an object of a class that is not built."""
+
+    def __init__(self, *args: object, **settings: object) -> None: ...
+
+    def __setstate__(self, state: object) -> None: ...
+
+    def __setitem__(self, key: object, value: object) -> None: ...
+
+    def append(self, item: object) -> None: ...
+
+    def extend(self, items: object) -> None: ...
+
+
+class _Unpickler(pickle.Unpickler):
+    """Builds tensors and ordered dicts; of all else a shell."""
+
+    BUILT: ClassVar[dict[tuple[str, str], Any]] = {
+        ("collections", "OrderedDict"): OrderedDict,
+        ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
+        ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
+        ("torch", "Size"): torch.Size,
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return what this name of a module stands for."""
+        if (module, name) in self.BUILT:
+            return self.BUILT[module, name]
+        if module in ("torch", "torch.storage") and name.endswith("Storage"):
+            return getattr(torch, name, None) or getattr(torch.storage, name)
+        return _Shell
+
+
+SAFE_PICKLE = SimpleNamespace(Unpickler=_Unpickler, load=lambda file, **_: _Unpickler(file).load(), __name__="pickle")
+"""In the place of Python's pickle, which runs what a file says."""

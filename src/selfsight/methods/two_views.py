@@ -1,0 +1,131 @@
+"""What methods share that compare two views of each image: how the views are drawn, and a picture of them."""
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from selfsight.backbones import Backbone
+from selfsight.data.augment import View, asymmetric_pair, whole
+from selfsight.data.images import Batch
+from selfsight.methods.method import Facts, Method
+from selfsight.nn import Teacher
+
+
+class TwoViews(Method):
+    """Two views of each image, of which one is blurred more often and the other solarized at times.
+
+    All methods after BYOL that compare two views draw them so ("Bootstrap Your Own Latent", 2020, table 6).
+    """
+
+    seen = "two views"
+    """What the second and the third row of the picture are."""
+
+    @dataclass(frozen=True)
+    class Config(Method.Config):
+        """How the views are drawn."""
+
+        crop_min: float | None = None
+        """Smallest crop as a share of the image; by default 0.08, and 0.2 for images below 64 pixels."""
+        hflip: float = 0.5
+        """Probability of a left-right flip; 0 where left and right mean something, as in text."""
+        strength: float | None = None
+        """Strength of the colour jitter, 0 to 5; by default 1."""
+
+        def fit_to(self, facts: Facts) -> Self:
+            """Fill in what depends on the size of the images."""
+            smallest = self.crop_min or (0.2 if facts.image_size < 64 else 0.08)
+            return replace(self, crop_min=smallest, strength=1.0 if self.strength is None else self.strength)
+
+    def __init__(self, backbone: Backbone, config: Config) -> None:
+        super().__init__(backbone, config)
+        spec = backbone.spec
+        config = config.fit_to(Facts(0, spec.image_size, spec.channels))
+        assert config.crop_min
+        assert config.strength is not None
+        self.views: tuple[View, View] = asymmetric_pair(
+            spec.image_size, spec.channels, config.crop_min, config.hflip, config.strength
+        )
+
+    def draw(self, batch: Batch) -> Tensor:
+        """Return the views of a batch (2B, C, S, S): the first of all images, then the second."""
+        return torch.cat([view(batch) for view in self.views])
+
+    def picture(self, batch: Batch) -> dict[str, Tensor]:
+        """Show the images and the two views of each."""
+        rows = torch.stack([whole(batch, self.views[0].size), *(view(batch) for view in self.views)])
+        return {f"Top to bottom: the image, and {self.seen}": rows[:, :10]}
+
+
+class Taught(TwoViews):
+    """Two views, and a teacher: a moving average of the student's backbone and head."""
+
+    head: nn.Module
+    teacher: Teacher
+
+    @dataclass(frozen=True)
+    class Config(TwoViews.Config):
+        """How the views are drawn, and how slow the teacher is."""
+
+        momentum: float = 0.99
+        """The teacher's at the start, 1 at the end; less in trainings of under 2,000 steps."""
+
+    def __init__(self, backbone: Backbone, config: Config, head: nn.Module) -> None:
+        super().__init__(backbone, config)
+        self.momentum, self.head = config.momentum, head
+        self.teacher = Teacher(nn.Sequential(backbone, head))
+
+    def after_step(self, progress: float) -> None:
+        """Move the teacher, less and less."""
+        self.teacher.follow(nn.Sequential(self.backbone, self.head), self.momentum, progress)
+
+
+class MultiCrop(TwoViews):
+    """Two large views of each image, and small ones, which show a part of what these show (SwAV, section 3.2)."""
+
+    @dataclass(frozen=True)
+    class Config(TwoViews.Config):
+        """How many small views are drawn, and of how much of the image."""
+
+        crop_min: float | None = None
+        """Smallest large crop, and largest small one, as a share of the image; by default 0.4."""
+        local_views: int | None = None
+        """Small crops an image; by default 6, and 4 up to 64 pixels."""
+        local_min: float | None = None
+        """Smallest small crop as a share of the image; by default 0.05, and 0.2 up to 64 pixels."""
+
+        def fit_to(self, facts: Facts) -> Self:
+            """Fill in what depends on the size of the images."""
+            small = facts.image_size <= 64
+            return replace(
+                super().fit_to(facts),
+                crop_min=self.crop_min or 0.4,
+                local_views=(4 if small else 6) if self.local_views is None else self.local_views,
+                local_min=self.local_min or (0.2 if small else 0.05),
+            )
+
+    def __init__(self, backbone: Backbone, config: Config) -> None:
+        spec = backbone.spec
+        config = config.fit_to(Facts(0, spec.image_size, spec.channels))
+        super().__init__(backbone, config)
+        assert config.local_min
+        assert config.crop_min
+        self.local_views = config.local_views or 0
+        side = backbone.side_from(spec.image_size * 3 / 7)  # as the paper's 96 pixels to its 224
+        scale, blur = (config.local_min, config.crop_min), 0.5 * self.views[0].blur
+        self.local = replace(self.views[0], size=side, scale=scale, blur=blur)
+
+    def features(self, batch: Batch, large: Tensor | None = None) -> Tensor:
+        """Return the backbone's features (2 + L, B, dim) of all views, of the two `large` (2B, C, S, S) ones first."""
+        found = [self.backbone(self.draw(batch) if large is None else large)]
+        if self.local_views:
+            found.append(self.backbone(torch.cat([self.local(batch) for _ in range(self.local_views)])))
+        return torch.cat(found).view(-1, len(batch.images), self.backbone.dim)
+
+    def picture(self, batch: Batch) -> dict[str, Tensor]:
+        """Show the images, the two large views of each, and a small one."""
+        size = self.views[0].size
+        small = torch.nn.functional.interpolate(self.local(batch), (size, size))
+        rows = torch.stack([whole(batch, size), *(view(batch) for view in self.views), small])
+        return {f"Top to bottom: the image, {self.seen}": rows[:, :10]}

@@ -1,0 +1,93 @@
+"""Checkpoints of other libraries give the features that their networks gave, and nothing in them is executed."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from selfsight.backbones import IMAGENET_MEAN, IMAGENET_STD, create, plan
+from selfsight.convert import convert
+from selfsight.errors import SelfsightError
+
+SIZE = 32
+
+
+class Settings:
+    """What another library pickles beside the weights: a class that is not here, and one that would do harm."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (self.command,)
+
+
+def a_network(kernel: int = 7, stride: int = 2, padding: int = 3) -> Any:
+    torch.manual_seed(0)
+    model: Any = timm.create_model("resnet18", num_classes=0)
+    if kernel == 3:
+        model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, stride, padding, bias=False), nn.Identity()
+    return model.eval()
+
+
+def normalized(x: Tensor) -> Tensor:
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    return (x - mean) / std
+
+
+def the_features(checkpoint: Path, out: Path, x: Tensor) -> Tensor:
+    run = convert(checkpoint, out, "resnet18", SIZE, IMAGENET_MEAN, IMAGENET_STD)
+    with torch.no_grad():
+        features: Tensor = run.load_backbone()(x)
+    return features
+
+
+@pytest.mark.parametrize(("style", "kernel", "padding"), [("solo", 7, 3), ("solo", 3, 2), ("lightly", 3, 1)])
+def test_a_checkpoint_gives_the_features_of_its_network(tmp_path: Path, style: str, kernel: int, padding: int) -> None:
+    model = a_network(kernel, 2 if kernel == 7 else 1, padding)
+    names = list(dict(model.named_children()))  # conv1, bn1, act1, maxpool, layer1 …
+    state = {}
+    for name, value in model.state_dict().items():
+        first, _, rest = name.partition(".")
+        state[f"backbone.{name}" if style == "solo" else f"backbone.{names.index(first)}.{rest}"] = value
+        state[f"momentum_backbone.{name}"] = torch.zeros_like(value)
+    state["classifier.weight" if style == "solo" else "projection_head.layers.0.weight"] = torch.zeros(10, 512)
+    file, harm = tmp_path / "last.ckpt", tmp_path / "harm"
+    torch.save({"epoch": 3, "state_dict": state, "hyper_parameters": Settings(f"touch {harm}")}, file)
+    x = torch.rand(3, 3, SIZE, SIZE)
+    with torch.no_grad():
+        expected = model(normalized(x))
+    assert torch.allclose(the_features(file, tmp_path / "run", x), expected, atol=1e-5)
+    assert not harm.exists(), "what the file said was run"
+
+
+def test_safetensors_and_a_vit(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    spec = plan("test_vit", SIZE, 3, IMAGENET_MEAN, IMAGENET_STD, pretrained=True)
+    model = create(spec).eval()
+    save_file({f"student.{k}": v.contiguous() for k, v in model.model.state_dict().items()}, tmp_path / "w.safetensors")
+    run = convert(tmp_path / "w.safetensors", tmp_path / "run", "test_vit", SIZE, IMAGENET_MEAN, IMAGENET_STD)
+    x = torch.rand(2, 3, SIZE, SIZE)
+    assert torch.equal(run.load_backbone()(x), model(x))
+
+
+def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
+    torch.save({"state_dict": {"backbone.conv1.weight": torch.zeros(64, 3, 7, 7)}}, tmp_path / "part.ckpt")
+    (tmp_path / "text.ckpt").write_text("not a checkpoint")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    torch.save([1, 2], tmp_path / "list.ckpt")
+    for name, out, words in (
+        ("part", "a", r"1 of the \d+ tensors of --backbone resnet18 are in it; bn1.weight \[64\] is not"),
+        ("text", "b", "not a checkpoint that can be read"),
+        ("list", "c", "holds no named tensors"),
+        ("none", "d", "no such file"),
+        ("part", "full", "is not empty"),
+    ):
+        with pytest.raises(SelfsightError, match=words):
+            convert(tmp_path / f"{name}.ckpt", tmp_path / out, "resnet18", SIZE, IMAGENET_MEAN, IMAGENET_STD)
