@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from selfsight.errors import SelfsightError
 from selfsight.pretraining import pretrain
 from selfsight.run import RunFolder
-from selfsight.training import Pretrain
+from selfsight.training import Pretrain, prepare
 
 BASE = ["--batch-size", "64", "--backbone", "test_resnet"]
 Digits = tuple[NDArray[np.uint8], NDArray[np.int64]]
@@ -174,6 +174,19 @@ def test_starts_from_another_run(digits: Digits, tmp_path: Path) -> None:
     assert all(torch.allclose(v, b.state_dict()[k], atol=1e-4) for k, v in a.named_parameters())
     with pytest.raises(SelfsightError, match=r"first: is test_resnet for 1 channels"):
         train(digits[0][:128], tmp_path / "other", backbone="resnet18", pretrained=str(first.path))
+
+
+def test_a_fraction_of_the_training_images_is_the_same_for_a_seed(digits: Digits) -> None:
+    whole, facts = prepare(digits, Pretrain())
+    some, fewer = prepare(digits, Pretrain(fraction=0.25))
+    assert fewer.images == round(facts.images / 4)
+    assert fewer.rows == len(whole), "rows keep their numbers"
+    assert set(some.rows("train")) < set(whole.rows("train"))
+    assert np.array_equal(some.rows("test"), whole.rows("test"))
+    assert np.array_equal(some.rows("train"), prepare(digits, Pretrain(fraction=0.25))[0].rows("train"))
+    assert not np.array_equal(some.rows("train"), prepare(digits, Pretrain(fraction=0.25, seed=1))[0].rows("train"))
+    with pytest.raises(SelfsightError, match=r"--fraction 1\.5: must be above 0 and at most 1"):
+        Pretrain(fraction=1.5)
 
 
 @pytest.mark.parametrize(("side", "size"), [(8, 16), (16, 16), (28, 32), (120, 96)])

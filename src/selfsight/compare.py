@@ -58,7 +58,7 @@ def compare(
     if not names:
         raise SelfsightError("--methods: name at least one")
     classes = [methods.get(name) for name in names]  # a name that there is not, is wrong for all
-    images, facts = prepare(data, training)
+    images, facts = prepare(data, replace(training, fraction=1.0))  # measured on all, trained on some
     out = training.out or Path("runs") / f"{name_of(data)}-compare"
     # One backbone for all: a ViT where any needs one.
     begun = new_backbone(max(classes, key=lambda cls: cls.vit), training, images, facts.image_size)

@@ -50,6 +50,8 @@ class Pretrain:
     """Train this long; the schedule fits itself to it. Default: 10 minutes if --epochs is not given."""
     epochs: float | None = None
     """Train this many passes over the images."""
+    fraction: float = 1.0
+    """Train on this share of the images, above 0 and at most 1, drawn at random by --seed."""
     batch_size: int | None = None
     """Images a step, over all processes; by default the method's own, mostly 256, and fewer for small sets."""
     accumulate: int = 1
@@ -96,12 +98,21 @@ class Pretrain:
             value = getattr(self, flag)
             if value is not None and value <= 0:
                 raise SelfsightError(f"--{flag.replace('_', '-')} {value}: must be above 0")
+        if not 0 < self.fraction <= 1:
+            raise SelfsightError(f"--fraction {self.fraction}: must be above 0 and at most 1")
 
 
 def prepare(data: Any, config: Pretrain) -> tuple[ImageSet, Facts]:
     """Open the images, and return what a method may know of them."""
     largest = config.image_size or (224 if torch.cuda.is_available() else 96)
     images = open_images(data, image_size=largest, cache=config.cache, cache_dir=config.cache_dir)
+    if config.fraction < 1:
+        rows = images.rows("train")
+        kept = np.random.default_rng(config.seed).permutation(rows)[: max(1, round(config.fraction * len(rows)))]
+        split = np.full(len(images), "rest", dtype="<U5") if images.split is None else images.split.astype("<U5")
+        split[rows] = "rest"
+        split[kept] = "train"
+        images = replace(images, split=split)
     size = config.image_size or min(-(-images.side // GRANULE) * GRANULE, largest)
     return images, Facts(len(images.rows("train")), size, images.channels, len(images))
 

@@ -84,7 +84,6 @@ class IBOT(DINO):
         """
         some = max(1, round(self.masks.masked * count))
         shares = torch.cat([torch.zeros(count - some), torch.linspace(*self.masks.mask, some)])
-        shares = shares.clamp(1 / self.grid**2 if some == count else 0)
         return blocks(shares[uniform(count, 0, 1).argsort()], self.grid, device)
 
     def after_step(self, progress: float) -> None:
@@ -108,4 +107,4 @@ def patch_loss(student: Tensor, target: Tensor, count: Tensor) -> Tensor:
     view's patches first, then over the views that miss any.
     """
     each = -(target * F.log_softmax(student, 1)).sum(1)
-    return (each / count.clamp(1).repeat_interleave(count)).sum() / (count > 0).sum()
+    return (each / count.clamp(1).repeat_interleave(count)).sum() / (count > 0).sum().clamp(1)
