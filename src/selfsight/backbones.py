@@ -1,6 +1,7 @@
 """Backbones: any timm model, with pooled features (B, D) and feature maps (B, D, h, w), at any image size."""
 
 import math
+import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -78,18 +79,19 @@ def plan(
     pretrained: bool = False,
     patch_size: int | None = None,
     mean_tokens: bool = False,
+    flag: str = "--backbone",
 ) -> BackboneSpec:
     """Choose stem and patch for this image size.
 
     ResNets get a small stem up to 64 pixels; a ViT's patch is made smaller until at least 6 x 6 patches cover the
     image. Pretrained weights keep the stem and patch that they were trained with.
 
-    Raises SelfsightError for a name that timm doesn't know.
+    Raises SelfsightError, which names the `flag`, for a name that timm doesn't know.
     """
     if not timm.is_model(name):
         near = timm.list_models(f"*{name.split('_')[0][:6]}*")[:5]
         hint = f"; near it: {', '.join(near)}" if near else ""
-        raise SelfsightError(f"--backbone {name}: timm has no model of this name{hint}")
+        raise SelfsightError(f"{flag} {name}: timm has no model of this name{hint}")
     if is_vit(name) and patch_size is None:
         patch_size = _patch_size(name, image_size, pretrained)
     small = is_model_in_modules(name, "resnet") and image_size <= SMALL and not pretrained
@@ -102,9 +104,14 @@ def is_vit(name: str) -> bool:
     return found
 
 
+def own_patch(name: str) -> int:
+    """Return the side of the patches by which a ViT's name calls it, 14 in vit_small_patch14_dinov2; else 16."""
+    return next((int(p[5:]) for p in re.split("[_.]", name) if p.startswith("patch") and p[5:].isdigit()), 16)
+
+
 def _patch_size(name: str, image_size: int, pretrained: bool) -> int:
     """Return the side of a ViT's patches that suits this image size."""
-    own = next((int(p[5:]) for p in name.split("_") if p.startswith("patch") and p[5:].isdigit()), 16)
+    own = own_patch(name)
     choices = [p for p in (own, 16, 14, 8, 7, 4, 2) if p <= own and image_size % p == 0]
     fine = [p for p in choices if pretrained or image_size // p >= 6]
     if not choices:

@@ -69,7 +69,9 @@ class Distill(TwoViews):
         """Return the cross entropy of the student's relations to the teacher's (equation 3)."""
         config, x = self.config, self.draw(batch)  # (2B, C, S, S)
         with torch.no_grad():
-            raw = exact(self.teacher(x))
+            side = self.teacher.spec.image_size  # other than the student's where its patches ask for it
+            seen = x if side == x.shape[-1] else F.interpolate(x, (side, side), mode="bilinear", antialias=True)
+            raw = exact(self.teacher(seen))
             if not self.mean.any():  # a network's features have much in common, beside which relations are small
                 self.mean.copy_(gather(raw).mean(0))
             theirs = F.normalize(raw - self.mean, dim=1)  # (2B, D)
@@ -92,7 +94,9 @@ def known(teacher: str | None, student: Backbone) -> Backbone:
     spec = student.spec
     if not Path(teacher).is_dir():
         mean, std = (backbones.IMAGENET_MEAN, backbones.IMAGENET_STD) if spec.channels == 3 else (spec.mean, spec.std)
-        planned = backbones.plan(teacher, spec.image_size, spec.channels, mean, std, pretrained=True)
+        patch = backbones.own_patch(teacher) if backbones.is_vit(teacher) else 1
+        side = math.ceil(spec.image_size / patch) * patch
+        planned = backbones.plan(teacher, side, spec.channels, mean, std, pretrained=True, flag="--teacher")
         return backbones.load_pretrained(planned, "timm", "--teacher")
     trained = RunFolder(Path(teacher)).load_backbone()
     if trained.spec.channels != spec.channels:
