@@ -43,9 +43,8 @@ def test_timms_teacher_gets_a_size_that_its_patches_fit_in(monkeypatch: pytest.M
         return create(name, pretrained=False, **settings)  # weights can't be fetched here
 
     monkeypatch.setattr(timm, "create_model", without_weights)
-    monkeypatch.setattr(backbones, "own_patch", lambda name: 14)
-    teacher = known("test_vit", a_student())
-    assert (teacher.spec.image_size, teacher.spec.patch_size) == (42, 14)
+    teacher = known("test_vit", a_student(40))
+    assert (teacher.spec.image_size, teacher.spec.patch_size) == (48, 16)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from selfsight import backbones
 from selfsight.data.images import Batch
+from selfsight.methods import Facts
 from selfsight.methods.simclr import SimCLR, nt_xent
 from selfsight.pictures import CELL, MARK
 
@@ -75,3 +76,11 @@ def test_the_picture_shows_how_alike_the_views_are() -> None:
     with torch.no_grad():
         one = Batch(batch.images[:1], batch.aspect[:1], batch.index[:1])
         assert len(method.picture(one)) == 1, "a single pair has no negatives"
+
+
+@pytest.mark.parametrize(
+    ("size", "crop", "strength", "blur"), [(32, 0.2, 0.5, 0), (64, 0.3, 0.5, 0.5), (96, 0.08, 1, 0.5)]
+)
+def test_views_suit_the_size_of_the_images(size: int, crop: float, strength: float, blur: float) -> None:
+    config = SimCLR.Config().fit_to(Facts(3000, size, 3))
+    assert (config.crop_min, config.strength, config.blur) == (crop, strength, blur)

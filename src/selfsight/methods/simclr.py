@@ -37,23 +37,23 @@ class SimCLR(Method):
         projection: int = 128
         """Length of the projected vectors that the loss compares."""
         crop_min: float | None = None
-        """Smallest crop as a share of the image; by default 0.08, and 0.2 for images below 64 pixels."""
+        """Smallest crop as a share of the image; by default 0.08, 0.3 for images of 64 pixels, 0.2 below."""
         hflip: float = 0.5
         """Probability of a left-right flip; 0 where left and right mean something, as in text."""
         vflip: float = 0.0
         """Probability of a top-bottom flip; 0.5 for images without an up, as satellite or microscope images."""
         strength: float | None = None
-        """Strength of the colour jitter; by default the paper's 1, and its CIFAR setting of 0.5 below 64 pixels."""
+        """Strength of the colour jitter; by default the paper's 1, and its CIFAR setting of 0.5 up to 64 pixels."""
         blur: float | None = None
         """Probability of Gaussian blur; by default 0.5, none below 64 pixels, as in the paper's CIFAR setting."""
 
         def fit_to(self, facts: Facts) -> Self:
             """Fill in what depends on the size of the images."""
-            small = facts.image_size < 64
+            small, icon = facts.image_size < 64, facts.image_size == 64
             return replace(
                 self,
-                crop_min=self.crop_min or (0.2 if small else 0.08),
-                strength=(0.5 if small else 1.0) if self.strength is None else self.strength,
+                crop_min=self.crop_min or (0.2 if small else 0.3 if icon else 0.08),
+                strength=(0.5 if small or icon else 1.0) if self.strength is None else self.strength,
                 blur=(0.0 if small else 0.5) if self.blur is None else self.blur,
             )
 
