@@ -112,7 +112,9 @@ def label_by_search(page: Page, names: list[str], key: str) -> None:
     for name in names:
         found = page.locator(f'.tile[title="{name}"]')
         page.keyboard.press("Escape")
+        page.keyboard.press("Home")  # the last label may have led on to an image farther down
         for _ in range(20):
+            page.wait_for_timeout(100)  # a page turned is drawn in the next frame
             expect(page.locator('.tile[title^="image "]')).to_have_count(0)  # what is in sight is known by name
             if found.count():
                 break
