@@ -123,7 +123,8 @@ def main(asked: Arguments) -> None:
                 method.after_step(step / asked.steps)
             health = measure(method.encoder(), light_view(32), images, images.rows("train"), device)
             said = verdict(health, before, float(out["loss"].detach()), None, 11.0)
-            cells += [f"{health.rankme:.1f}", said.state]
+            low = not without and health.rankme < FLOOR
+            cells += [f"{health.rankme:.1f}{', below the floor' if low else ''}", said.state]
             print(name, "without" if without else "as it is", *cells[-2:], flush=True)
         table.add_row(name, *cells[:2], SAFEGUARD[name][0], *cells[2:])
     Console().print(table)

@@ -57,10 +57,7 @@ class IBOT(DINO):
         hidden, frozen = self.hide(len(large), large.device), progress < self.config.freeze
         prefix = the_vit(self.backbone).num_prefix_tokens
         tokens = encode(self.backbone, large, hidden=hidden, token=self.token)
-        features = self.backbone.pool(tokens).view(2, len(batch.images), -1)
-        if self.local_views:
-            small = self.backbone(torch.cat([self.local(batch) for _ in range(self.local_views)]))
-            features = torch.cat([features, small.unflatten(0, (self.local_views, -1))])
+        features = self.with_small(batch, self.backbone.pool(tokens))
         assert isinstance(self.teacher.model, nn.ModuleList)
         with torch.no_grad():
             theirs, head, patch_head = self.teacher.model

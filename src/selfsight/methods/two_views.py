@@ -118,10 +118,14 @@ class MultiCrop(TwoViews):
 
     def features(self, batch: Batch, large: Tensor | None = None) -> Tensor:
         """Return the backbone's features (2 + L, B, dim) of all views, of the two `large` (2B, C, S, S) ones first."""
-        found = [self.backbone(self.draw(batch) if large is None else large)]
+        return self.with_small(batch, self.backbone(self.draw(batch) if large is None else large))
+
+    def with_small(self, batch: Batch, features: Tensor) -> Tensor:
+        """Return features (2B, dim) of the large views, and those of small ones drawn now: (2 + L, B, dim)."""
         if self.local_views:
-            found.append(self.backbone(torch.cat([self.local(batch) for _ in range(self.local_views)])))
-        return torch.cat(found).view(-1, len(batch.images), self.backbone.dim)
+            small = torch.cat([self.local(batch) for _ in range(self.local_views)])
+            features = torch.cat([features, self.backbone(small)])
+        return features.view(-1, len(batch.images), self.backbone.dim)
 
     def picture(self, batch: Batch) -> dict[str, Tensor]:
         """Show the images, the two large views of each, and a small one."""
