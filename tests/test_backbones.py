@@ -1,6 +1,7 @@
 """Any timm model at any size, with pooled features and maps; clear errors for what doesn't fit."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -24,6 +25,9 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
         ("convnext_atto", 64),
         ("test_resnet", 32),
         ("resnetv2_50", 32),
+        ("wide_resnet28_2", 32),
+        ("poolformer_s12", 64),
+        ("swin_tiny_patch4_window7_224", 64),
     ],
 )
 def test_features_and_maps_have_the_models_width(name: str, size: int) -> None:
@@ -34,6 +38,16 @@ def test_features_and_maps_have_the_models_width(name: str, size: int) -> None:
         maps = backbone.maps(x)
     assert maps.shape[:2] == (2, backbone.dim)
     assert maps.shape[2] == maps.shape[3]
+
+
+@pytest.mark.parametrize(("name", "millions"), [("wide_resnet28_2", 1.47), ("wide_resnet28_10", 36.5)])
+def test_wide_resnets_are_those_of_the_paper(name: str, millions: float) -> None:
+    model: Any = timm.create_model(name, num_classes=10)
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, rel=0.01)  # its table 4
+    convolutions = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d) and m.kernel_size == (3, 3)]
+    assert len(convolutions) == 25, "and a 1x1 in each stage's shortcut: 28"
+    maps = backbones.create(backbones.plan("wide_resnet28_2", 32, 3, MEAN, STD)).pyramid(torch.rand(1, 3, 32, 32))
+    assert [m.shape[1:] for m in maps] == [(32, 32, 32), (64, 16, 16), (128, 8, 8)]
 
 
 def test_normalizes_its_input() -> None:

@@ -13,6 +13,7 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models import is_model_in_modules
 from torch import Tensor, nn
 
+from selfsight import wide_resnet as wide_resnet  # makes itself known to timm
 from selfsight.errors import SelfsightError
 
 SMALL = 64
