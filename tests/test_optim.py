@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from selfsight.optim import Optim, build, cosine, decay, rate, set_decay
+from selfsight.optim import Optim, build, cosine, decay, rate, schedule
 
 
 def test_rate_warms_up_then_follows_a_cosine_and_grows_with_the_batch() -> None:
@@ -43,12 +43,31 @@ def test_weight_decay_follows_a_cosine_if_it_has_an_end() -> None:
 @pytest.mark.parametrize("start", [0.0, 0.04])
 def test_scheduled_weight_decay_spares_biases_and_norms(start: float) -> None:
     module = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
-    optimizer = build(module, Optim(weight_decay=start))
-    set_decay(optimizer.param_groups, 0.3)
+    recipe = Optim(weight_decay=start, final_weight_decay=0.3)
+    optimizer = build(module, recipe)
+    schedule(optimizer.param_groups, recipe, 1.0, 256)
     assert {p.ndim: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]} == {
         2: 0.3,
         1: 0,
     }
+
+
+def test_the_rate_of_steady_parts_warms_up_too_and_then_stays() -> None:
+    module = nn.ModuleDict({"head": nn.Linear(4, 4), "header": nn.Linear(4, 4), "predictor": nn.Linear(4, 4)})
+    recipe = Optim(lr=1.0, warmup=0.2, weight_decay=0.5, steady=("head",))
+    optimizer = build(module, recipe)
+    names = {id(p): name for name, p in module.named_parameters()}
+
+    def rates(progress: float) -> dict[str, float]:
+        assert schedule(optimizer.param_groups, recipe, progress, 512) == rate(recipe, progress, 512)
+        return {names[id(p)]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+
+    assert rates(0.1) == dict.fromkeys(names.values(), 1.0)
+    late = rates(0.9)
+    assert len(late) == 6, "each parameter is in one group"
+    assert late.pop("head.weight") == late.pop("head.bias") == 2.0
+    assert set(late.values()) == {rate(recipe, 0.9, 512)}
+    assert rate(recipe, 0.9, 512) < 0.2
 
 
 def test_lars_steps_are_in_proportion_to_the_weights_not_the_gradient() -> None:

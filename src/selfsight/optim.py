@@ -37,11 +37,19 @@ class Optim:
     """Rate at the end of the cosine, as a share of the peak."""
     clip: float = 0.0
     """Largest norm of the gradient; 0 is no limit."""
+    steady: tuple[str, ...] = ()
+    """Parts of the method, by name, whose rate stays at the peak behind the warm-up, as SimSiam's predictor's."""
 
 
 def build(module: nn.Module, optim: Optim) -> torch.optim.Optimizer:
-    """Return the optimizer of the module's trainable parameters, in two groups: with and without weight decay."""
-    groups = parameter_groups(module, optim.weight_decay)
+    """Return the optimizer of the module's trainable parameters, in groups with and without weight decay.
+
+    Of the `steady` parts these are groups of their own, which `schedule` knows by their 'steady'.
+    """
+    groups = []
+    for steady in (False, True):
+        named = (p for name, p in module.named_parameters() if (name.split(".")[0] in optim.steady) == steady)
+        groups += [group | {"steady": steady} for group in parameter_groups(named, optim.weight_decay)]
     if optim.name == "adamw":
         return torch.optim.AdamW(groups, lr=optim.lr, betas=(optim.momentum, optim.beta2), fused=True)
     if optim.name == "muon":
@@ -54,19 +62,24 @@ def build(module: nn.Module, optim: Optim) -> torch.optim.Optimizer:
     return lars
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Return the module's trainable parameters in at most two groups: with decay, and biases and norms without."""
-    trainable = [p for p in module.parameters() if p.requires_grad]
+def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """Return the trainable ones of the parameters in at most two groups: with decay, and biases and norms without."""
+    trainable = [p for p in parameters if p.requires_grad]
     matrices: dict[str, Any] = {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay}
     vectors: dict[str, Any] = {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0}
     return [group for group in (matrices, vectors) if group["params"]]
 
 
-def rate(optim: Optim, progress: float, batch_size: int) -> float:
-    """Return the learning rate at this progress: linear warm-up, then cosine, for this global batch size."""
+def rate(optim: Optim, progress: float, batch_size: int, steady: bool = False) -> float:
+    """Return the learning rate at this progress, for this global batch size: linear warm-up, then cosine.
+
+    With `steady` the rate of those parts that then stay at the peak.
+    """
     peak = optim.lr * batch_size / 256
     if progress < optim.warmup:
         return peak * progress / optim.warmup
+    if steady:
+        return peak
     t = (progress - optim.warmup) / max(1 - optim.warmup, 1e-9)
     return peak * cosine(1.0, optim.final, min(t, 1.0))
 
@@ -89,8 +102,10 @@ def set_rate(groups: Iterable[dict[str, Any]], value: float) -> None:
         group["lr"] = value
 
 
-def set_decay(groups: Iterable[dict[str, Any]], value: float) -> None:
-    """Set the weight decay of those of `build`'s parameter groups that decay."""
+def schedule(groups: Iterable[dict[str, Any]], optim: Optim, progress: float, batch_size: int) -> float:
+    """Set rate and weight decay of `build`'s groups for this progress and batch; return the rate of most."""
     for group in groups:
+        group["lr"] = rate(optim, progress, batch_size, group["steady"])
         if group["params"][0].ndim > 1:
-            group["weight_decay"] = value
+            group["weight_decay"] = decay(optim, progress)
+    return rate(optim, progress, batch_size)

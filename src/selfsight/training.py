@@ -268,10 +268,8 @@ class Trainee(L.LightningModule):
             self.trainer.should_stop = True
             return -1
         torch.manual_seed(self.config.seed * 1_000_003 + self.steps)
-        self.rate = optim.rate(self.recipe, self.progress, self.batch_size * self.config.accumulate)
-        groups = self.trainer.optimizers[0].param_groups
-        optim.set_rate(groups, self.rate)
-        optim.set_decay(groups, optim.decay(self.recipe, self.progress))
+        groups, batch_size = self.trainer.optimizers[0].param_groups, self.batch_size * self.config.accumulate
+        self.rate = optim.schedule(groups, self.recipe, self.progress, batch_size)
         return None
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

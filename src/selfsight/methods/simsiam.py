@@ -20,7 +20,8 @@ class SimSiam(TwoViews):
 
     paper = "Chen & He, Exploring Simple Siamese Representation Learning, 2021"
     # Not muon: to make a step of a 2048 x 2048 matrix orthogonal would take longer than the rest of the step.
-    optim = Optim("adamw", lr=2e-3, weight_decay=0.01, warmup=0.05)
+    # The predictor's rate does not fall, so that it keeps up with the features (section 4.2).
+    optim = Optim("adamw", lr=2e-3, weight_decay=0.01, warmup=0.05, steady=("predictor",))
     seen = "two views; from each the network predicts its own features of the other"
 
     @dataclass(frozen=True)

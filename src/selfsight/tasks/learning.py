@@ -164,9 +164,9 @@ class Learner(L.LightningModule):
         lr = peak(c.lr, backbone)
         factor = c.layer_decay or (1.0 if backbone.hierarchical else VIT_DECAY)
         factor = factor if self.pretrained else 1.0
-        groups: list[dict[str, Any]] = optim.parameter_groups(self.model.head, c.weight_decay)
+        groups: list[dict[str, Any]] = optim.parameter_groups(self.model.head.parameters(), c.weight_decay)
         if factor == 1:
-            groups += optim.parameter_groups(backbone, c.weight_decay)
+            groups += optim.parameter_groups(backbone.parameters(), c.weight_decay)
         else:
             groups += param_groups_layer_decay(backbone.model, c.weight_decay, layer_decay=factor)
         return torch.optim.AdamW(
