@@ -260,6 +260,8 @@ def test_settings_that_make_no_sense_are_named(several: Path, digits_file: Path)
         ("pseudo-labels", {"pseudo_labels": 95.0}),
         ("crop", {"crop": 0.0}),
         ("mixup", {"mixup": -1.0}),
+        ("cutmix", {"cutmix": -1.0}),
+        ("randaugment", {"randaugment": 31}),
     ]
     for flag, options in wrong:
         with pytest.raises(SelfsightError, match=f"--{flag}"):
@@ -287,10 +289,10 @@ def test_images_that_cannot_be_read_are_listed_or_stop_the_run(several: Path, tm
         run(several, tmp_path / "strict", ClassificationConfig(separator="|", head="linear"), strict=True)
 
 
-def test_mixup_blends_images_and_labels_alike(digits_file: Path) -> None:
-    job = open_job(
-        net(), digits_file, TrainConfig(), ClassificationConfig(mixup=0.4, label_smoothing=0, crop=1.0), SHORT
-    )
+@pytest.mark.parametrize(("mixup", "cutmix"), [(0.4, 0), (0, 1.0), (0.4, 1.0)])
+def test_mixup_and_cutmix_blend_images_and_labels_alike(digits_file: Path, mixup: float, cutmix: float) -> None:
+    settings = ClassificationConfig(mixup=mixup, cutmix=cutmix, label_smoothing=0, crop=1.0)
+    job = open_job(net(), digits_file, TrainConfig(), settings, SHORT)
     assert isinstance(job, Classification)
 
     class Watched(torch.nn.Module):
@@ -308,15 +310,37 @@ def test_mixup_blends_images_and_labels_alike(digits_file: Path) -> None:
     pixels = torch.stack([torch.full((1, 48, 48), value, dtype=torch.uint8) for value in (0, 255)])
     targets = [{"aspect": torch.tensor(1.0), "classes": torch.eye(10)[k]} for k in (0, 1)]
     normal = math.log(math.e**2 + 9)
-    shares = []
+    shares, pasted = [], []
     for seed in range(30):
         torch.manual_seed(seed)
         loss = float(job.loss(watched, pixels, targets))
-        white = watched.seen[-1].mean((1, 2, 3))  # as white as it is, as much of class 1
+        view = watched.seen[-1]
+        white = view.mean((1, 2, 3))  # as white as it is, as much of class 1
         assert loss == pytest.approx(normal - 2 * float(white.mean()), abs=1e-4)
         shares.append(float(white[1]))
+        pasted.append(bool(((view < 1e-4) | (view > 1 - 1e-4)).all()))
     assert any(0.05 < share < 0.95 for share in shares)
-    assert any(share == pytest.approx(1, abs=1e-4) for share in shares), "some images are blended with themselves"
+    assert len(set(shares)) > 20
+    assert any(pasted) == bool(cutmix)
+    assert all(pasted) == (not mixup)
+
+
+def test_randaugment_changes_each_image_in_its_own_way_and_again_alike(digits_file: Path) -> None:
+    plain, changed = (
+        open_job(net(), digits_file, TrainConfig(), ClassificationConfig(randaugment=strength), SHORT)
+        for strength in (0, 9)
+    )
+
+    def drawn(job: Any, row: int, seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        pixels: Tensor = job.example(row)[0]
+        return pixels
+
+    images = [drawn(changed, 0, seed) for seed in range(10)]
+    assert len({image.numpy().tobytes() for image in images}) > 3
+    assert all(image.shape == drawn(plain, 0, 0).shape and image.dtype == torch.uint8 for image in images)
+    assert torch.equal(drawn(changed, 0, 3), drawn(changed, 0, 3))
+    assert torch.equal(drawn(plain, 0, 1), drawn(plain, 0, 2))
 
 
 def test_rates_of_a_pretrained_vit_fall_towards_the_first_block(digits_file: Path, tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """Classification with few labels, one class an image or several: settings, data, and the job for the trainer.
 
-Zhang et al. 2018, "mixup: Beyond Empirical Risk Minimization"; Lee 2013, "Pseudo-Label: The Simple and Efficient
-Semi-Supervised Learning Method".
+Zhang et al. 2018, "mixup: Beyond Empirical Risk Minimization"; Yun et al. 2019, "CutMix: Regularization Strategy to
+Train Strong Classifiers with Localizable Features"; Cubuk et al. 2020, "RandAugment: Practical Automated Data
+Augmentation with a Reduced Search Space"; Lee 2013, "Pseudo-Label: The Simple and Efficient Semi-Supervised Learning
+Method".
 """
 
 import math
@@ -15,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+from torchvision.transforms import v2
 
 from selfsight.backbones import Backbone
 from selfsight.data import ImageSet, few_images, few_labels, in_order, open_images, stratified_split
@@ -61,6 +64,12 @@ class ClassificationConfig:
     has one class."""
     mixup: float = 0.0
     """Blend pairs of images and of their labels, by shares drawn from Beta(mixup, mixup); 0 is off."""
+    cutmix: float = 0.0
+    """Paste a rectangle of another image, and a share of its label: of an area drawn from Beta(cutmix, cutmix); 0 is
+    off. With mixup as well each batch gets one of the two."""
+    randaugment: int = 0
+    """Strength of two random changes of shape or colour of each image, 1 to 30, 9 for example; 0 is off. Colour or grey
+    images only."""
     label_smoothing: float = 0.1
     """Share of the target spread over all classes, 0 to 1."""
     crop: float = 0.5
@@ -73,8 +82,10 @@ class ClassificationConfig:
         for flag, low in (("crop", self.crop), ("pseudo-labels", self.pseudo_labels)):
             if low is not None and not 0 < low <= 1:
                 raise SelfsightError(f"--{flag} {low}: must be above 0 and at most 1")
-        if self.mixup < 0 or not 0 <= self.label_smoothing < 1:
-            raise SelfsightError("--mixup must be 0 or more, --label-smoothing a share below 1")
+        if self.mixup < 0 or self.cutmix < 0 or not 0 <= self.label_smoothing < 1:
+            raise SelfsightError("--mixup and --cutmix must be 0 or more, --label-smoothing a share below 1")
+        if not 0 <= self.randaugment <= 30:
+            raise SelfsightError(f"--randaugment {self.randaugment}: must be from 0 to 30")
         if self.pseudo_labels is not None and (self.separator is not None or self.head != "finetune"):
             raise SelfsightError("--pseudo-labels: for fine-tuning with one class an image only")
 
@@ -269,6 +280,8 @@ class Classification:
         """Return a whole training image, (C, S, S) uint8, and its classes: views are drawn a batch at a time."""
         images = self.train.images
         pixels = torch.from_numpy(np.array(images.images[np.array([row])]))[0]
+        if self.config.randaugment:
+            pixels = v2.RandAugment(magnitude=self.config.randaugment)(pixels)
         return pixels, {
             "aspect": torch.tensor(images.aspect[row]),
             "classes": torch.from_numpy(self.train.targets[row]),
@@ -279,11 +292,10 @@ class Classification:
         aspect = torch.stack([target["aspect"] for target in targets])
         x = self.view(Batch(images, aspect, torch.arange(len(images))))
         y = torch.stack([target["classes"] for target in targets])
-        if self.config.mixup:
-            random = np.random.default_rng(int(torch.randint(2**31, ())))
-            share = float(random.beta(self.config.mixup, self.config.mixup))
-            other = torch.randperm(len(x)).to(x.device)
-            x, y = torch.lerp(x[other], x, share), torch.lerp(y[other], y, share)
+        blends = (v2.MixUp, self.config.mixup), (v2.CutMix, self.config.cutmix)
+        chosen = [kind(alpha=alpha) for kind, alpha in blends if alpha]
+        if chosen:
+            x, y = v2.RandomChoice(chosen)(x, y)
         logits = model(x).float()
         if self.many:
             smooth = self.config.label_smoothing / 2
