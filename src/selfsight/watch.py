@@ -25,6 +25,7 @@ from selfsight.errors import SelfsightError
 from selfsight.evaluate import health
 from selfsight.evaluate.features import evaluating, extract
 from selfsight.evaluate.knn import knn_predict
+from selfsight.evaluate.linear import fit_probe
 from selfsight.memory import start_peak
 from selfsight.methods import Method
 from selfsight.progress import bar, say
@@ -51,6 +52,7 @@ class Resumable(Protocol):
 class Training(Resumable, Protocol):
     """What a watcher sees of a training."""
 
+    method: Method
     images: ImageSet
     loader: Loader
     batch_size: int
@@ -157,19 +159,36 @@ class Journal:
 
 
 def _health(training: Training) -> dict[str, float]:
-    """Measure the embeddings of 512 images, and with labels at hand a kNN between two halves of 1,000."""
+    """Measure the embeddings of 512 images, and with labels at hand how well these are told from them."""
     rows, images, backbone = training.images.rows("train"), training.images, training.kept()
     view = health.light_view(backbone.spec.image_size)
     measured = health.measure(backbone, view, images, rows, training.device, n=512)
     figures = {k: v for k, v in asdict(measured).items() if isinstance(v, float)}
-    if images.labels is not None:
-        known: NDArray[np.int64] = rows[images.labels[rows] >= 0]
-        chosen = np.random.default_rng(0).permutation(known)[:1000]
-        half = len(chosen) // 2
-        if half >= 10:
-            x, y = extract(backbone, images, chosen, device=training.device), images.labels[chosen]
-            answer = knn_predict(x[:half], y[:half], x[half:], len(images.classes))
-            figures["knn"] = float((answer == y[half:]).mean())
+    return figures if images.labels is None else figures | _probes(training, images.labels)
+
+
+def _probes(training: Training, labels: NDArray[np.int64]) -> dict[str, float]:
+    """Measure a kNN and a linear probe that learn from one half of 1,000 labelled images and are asked of the other.
+
+    Of the backbone that the run keeps, 'knn' and 'linear', and of the one that stands beside it as teacher or student,
+    'knn_teacher' and so on. No gradient reaches any of them.
+    """
+    images, kept = training.images, training.kept()
+    rows = images.rows("train")
+    chosen = np.random.default_rng(0).permutation(rows[labels[rows] >= 0])[:1000]
+    half = len(chosen) // 2
+    if half < 10:
+        return {}
+    known, asked, classes = labels[chosen[:half]], labels[chosen[half:]], len(images.classes)
+    backbones = {"": kept}
+    for one in training.method.modules():  # a distillation's teacher of another kind learns nothing
+        if isinstance(one, Backbone) and one is not kept and one.spec == kept.spec:
+            backbones["_student" if one is training.method.backbone else "_teacher"] = one
+    figures = {}
+    for name, backbone in backbones.items():
+        x = extract(backbone, images, chosen, device=training.device)
+        figures[f"linear{name}"] = float((fit_probe(x[:half], known, classes).predict(x[half:]) == asked).mean())
+        figures[f"knn{name}"] = float((knn_predict(x[:half], known, x[half:], classes) == asked).mean())
     return figures
 
 

@@ -108,11 +108,14 @@ def training_plots(metrics: Sequence[dict[str, str]]) -> list[Plot]:
             "view_retrieval": "views that find their partner",
             "rankme_share": "dimensions in use",
             "knn": "kNN accuracy",
+            "linear": "linear probe",
+            "linear_teacher": "linear probe, teacher",
+            "linear_student": "linear probe, student",
         }
         found = {label: series(metrics, column) for column, label in shares.items()}
         if any(found.values()):
             axes = _axes("share", percent=True)
-            for (label, one), mark in zip(found.items(), "osD", strict=True):
+            for (label, one), mark in zip(found.items(), "osDv^^", strict=True):
                 if one:
                     axes.plot(one.epochs, one.values, marker=mark, label=label)
             axes.set_ylim(0, 1)
