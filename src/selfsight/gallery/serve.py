@@ -18,6 +18,7 @@ from selfsight.gallery.state import Gallery
 from selfsight.gallery.store import Store
 from selfsight.pretraining import place_of
 from selfsight.progress import say
+from selfsight.search.layout import MapKind
 
 
 @dataclass(frozen=True)
@@ -31,22 +32,24 @@ class GalleryConfig:
     for a token, which is printed with its address."""
     labels: Path | None = None
     """SQLite file of the labels; by default gallery/<data>/labels.db in the run's folder."""
+    layout: MapKind = "umap"
+    """How images are laid out on the map: umap, or tsne, which takes several times as long."""
     browser: bool = False
     """Open the page in the browser."""
 
 
-def open_gallery(run: Run, data: str, labels: Path | None = None) -> Gallery:
+def open_gallery(run: Run, data: str, labels: Path | None = None, map_kind: MapKind = "umap") -> Gallery:
     """Return the gallery of a data set, its new images embedded."""
     index = run.index(data)
     file = labels or run.path / "gallery" / place_of(data) / "labels.db"
-    return Gallery(index, run.images(data), run.backbone(), run.folder, Store(file))
+    return Gallery(index, run.images(data), run.backbone(), run.folder, Store(file), map_kind)
 
 
 def serve(run: Run, data: str, config: GalleryConfig) -> None:
     """Serve the gallery of a data set until Ctrl-C; SelfsightError for a port that is taken."""
     listener = _listen(config)
     port = int(listener.getsockname()[1])
-    gallery = open_gallery(run, data, config.labels)
+    gallery = open_gallery(run, data, config.labels, config.layout)
     token = None if is_local(config.host) else secrets.token_urlsafe(24)
     app = create_app(gallery, host=config.host, port=port, token=token)
     name = config.host if config.host not in ("0.0.0.0", "::") else socket.gethostname()

@@ -27,7 +27,7 @@ from selfsight.gallery.store import Store
 from selfsight.run import RunFolder, replace_file, write_table
 from selfsight.search.duplicates import DuplicateConfig, Group, duplicates
 from selfsight.search.index import Entry, Index
-from selfsight.search.layout import clusters, layout
+from selfsight.search.layout import MapKind, clusters, layout
 from selfsight.search.select import select
 from selfsight.tasks.classification import ClassificationConfig
 from selfsight.tasks.classifier import Classifier
@@ -42,7 +42,15 @@ LOOKED_AT = 10_000
 class Gallery:
     """The images of an index, in the order of their names: an image's number is its place in it."""
 
-    def __init__(self, index: Index, images: ImageSet, backbone: Backbone, folder: RunFolder, store: Store) -> None:
+    def __init__(
+        self,
+        index: Index,
+        images: ImageSet,
+        backbone: Backbone,
+        folder: RunFolder,
+        store: Store,
+        map_kind: MapKind = "umap",
+    ) -> None:
         """Show the images that are both in the index and in the image set; SelfsightError if there is none."""
         place = {name: row for row, name in enumerate(images.names)}
         self.index, self.images, self.backbone, self.folder, self.store = index, images, backbone, folder, store
@@ -52,6 +60,7 @@ class Gallery:
         self.rows = np.array([place[entry.name] for entry in self.entries])
         self.number = {entry.name: i for i, entry in enumerate(self.entries)}
         self.vectors = index.vectors([entry.name for entry in self.entries])
+        self.map_kind = map_kind
         self.places: NDArray[np.float32] | None = None
         self.cluster: NDArray[np.int64] | None = None
         self._copies: list[Group] | None = None
@@ -273,13 +282,13 @@ class Gallery:
         """Compute the map, or read that of the same images from the index's folder."""
         digest = hashlib.sha256(self.vectors.tobytes())
         digest.update("\0".join(entry.name for entry in self.entries).encode())
-        file = Path(self.index.path) / f"map-{digest.hexdigest()[:16]}.npz"
+        file = Path(self.index.path) / f"{self.map_kind}-{digest.hexdigest()[:16]}.npz"
         with suppress(OSError, ValueError, KeyError, BadZipFile):  # not there, or damaged: drawn anew
             with np.load(file) as found:
                 self.cluster, self.places = found["cluster"], found["places"]
             return
         self.cluster = clusters(self.vectors)
-        places = layout(self.vectors)
+        places = layout(self.vectors, kind=self.map_kind)
         cluster = self.cluster
         replace_file(file, lambda path: np.savez(path, cluster=cluster, places=places))
         self.places = places

@@ -1,14 +1,17 @@
 """Where images lie on a map, and which of them form a cluster."""
 
 import warnings
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
 
 from selfsight.search.index import unit
 
+MapKind = Literal["umap", "tsne"]
 FEWEST = 20
 """Fewer images are laid out by their two principal axes: there are no neighbourhoods to speak of."""
 NEIGHBOURS = 15
@@ -17,15 +20,19 @@ REPEATABLE = 20_000
 MOST_CLUSTERS, MOST_EXACT = 24, 5000
 
 
-def layout(vectors: NDArray[np.float32], seed: int = 0) -> NDArray[np.float32]:
+def layout(vectors: NDArray[np.float32], seed: int = 0, kind: MapKind = "umap") -> NDArray[np.float32]:
     """Return places (N, 2) in [0, 1] for vectors (N, D): near each other where their cosine is high.
 
-    UMAP: McInnes, Healy, Melville 2018, "UMAP: Uniform Manifold Approximation and Projection for Dimension Reduction".
+    McInnes, Healy, Melville 2018, "UMAP: Uniform Manifold Approximation and Projection for Dimension Reduction"; van
+    der Maaten, Hinton 2008, "Visualizing Data using t-SNE".
     """
     if len(vectors) < 3:
         return np.array([(0.5, 0.5), (0.75, 0.75)][: len(vectors)], np.float32).reshape(-1, 2)
     if len(vectors) < FEWEST:
         places = PCA(2, random_state=seed).fit_transform(unit(vectors))
+    elif kind == "tsne":
+        perplexity = min(30.0, (len(vectors) - 1) / 3)
+        places = TSNE(2, perplexity=perplexity, random_state=seed).fit_transform(unit(vectors))
     else:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of numba, and of what a fixed seed costs
