@@ -12,6 +12,7 @@ from selfsight.backbones import Backbone
 from selfsight.data.augment import whole
 from selfsight.data.images import ImageSet
 from selfsight.data.loader import in_order
+from selfsight.memory import tune_allocator
 from selfsight.nn import autocast
 from selfsight.progress import bar
 
@@ -75,6 +76,7 @@ def answers_by_batch(
     name: str = "embed",
 ) -> Iterator[NDArray[np.float32]]:
     """Yield what `answers` returns, (up to batch_size, D) at a time, while a bar shows the progress."""
+    tune_allocator()
     with evaluating(module), autocast(device), bar(transient=True) as progress:
         task = progress.add_task(name, total=len(rows), unit="images", note="")
         for batch in in_order(images, rows, batch_size, device):
