@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from selfsight.search import Entry, Index
+from selfsight.search.index import BUILD_EFFORT, EFFORT, NEIGHBOURS
 
 Matrix = NDArray[np.float32]
 
@@ -39,11 +40,13 @@ class Arguments:
     k: int = 10
     """Images found for each."""
     graph: bool = True
-    """Measure LanceDB's graph too, beside faiss's HNSW."""
+    """Measure LanceDB's graph too, beside faiss's HNSW of as many links, built and searched with as much effort."""
+    heaps: bool = True
+    """Vectors lie in heaps; without, in one cloud, where a graph finds neighbours less easily."""
     seed: int = 0
 
 
-def vectors(n: int, dim: int, queries: int, seed: int) -> tuple[Matrix, Matrix]:
+def vectors(n: int, dim: int, queries: int, seed: int, heaps: bool = True) -> tuple[Matrix, Matrix]:
     """Return (n, dim) vectors and (queries, dim) of the same kind, all of length 1."""
     random = np.random.default_rng(seed)
     inner = 48  # what a pretrained backbone's embeddings have of dimensions that matter
@@ -51,7 +54,7 @@ def vectors(n: int, dim: int, queries: int, seed: int) -> tuple[Matrix, Matrix]:
     centres = random.normal(size=(max(20, n // 200), inner)).astype(np.float32)
     found = []
     for count in (n, queries):
-        place = centres[random.integers(0, len(centres), count)]
+        place = centres[random.integers(0, len(centres), count)] if heaps else np.zeros((count, inner), np.float32)
         x = (place + 0.7 * random.normal(size=place.shape).astype(np.float32)) @ spread
         x += 0.5 * random.normal(size=x.shape).astype(np.float32)
         found.append((x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32))
@@ -88,7 +91,7 @@ def memory() -> float:
 
 
 def measure(count: int, asked: Arguments, table: Table) -> None:
-    x, queries = vectors(count, asked.dim, asked.queries, asked.seed)
+    x, queries = vectors(count, asked.dim, asked.queries, asked.seed, asked.heaps)
     flat = faiss.IndexFlatIP(asked.dim)
     flat.add(x)
     truth = [set(row) for row in flat.search(queries, asked.k)[1].tolist()]
@@ -105,10 +108,10 @@ def measure(count: int, asked: Arguments, table: Table) -> None:
             graph = fill(Path(folder) / "graph", x, 0)
             built["selfsight, graph"] = time.perf_counter() - start
             start = time.perf_counter()
-            hnsw = faiss.IndexHNSWFlat(asked.dim, 32, faiss.METRIC_INNER_PRODUCT)
-            hnsw.hnsw.efConstruction = 300
+            hnsw = faiss.IndexHNSWFlat(asked.dim, NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
+            hnsw.hnsw.efConstruction = BUILD_EFFORT
             hnsw.add(x)
-            hnsw.hnsw.efSearch = 200
+            hnsw.hnsw.efSearch = EFFORT
             built["faiss HNSW"] = time.perf_counter() - start
             contestants["selfsight, graph"] = lambda query: numbers(graph, query, asked.k)
             contestants["faiss HNSW"] = lambda query: hnsw.search(query[None], asked.k)[1][0].tolist()

@@ -30,9 +30,9 @@ EXACT_BYTES = 2 << 30
 TABLE = "images"
 BACKBONE = b"backbone"
 AFTER_SLASH = chr(ord("/") + 1)
-NEIGHBOURS, BUILD_EFFORT = 32, 300
+NEIGHBOURS, BUILD_EFFORT = 24, 150
 """Of the graph: links a vector, and candidates looked at for each vector while it is built."""
-EFFORT, REFINE = 200, 2
+EFFORT, REFINE = 400, 2
 """Of a search in the graph: candidates looked at, and how many times k of them are compared anew in full precision."""
 QUERIES = 64
 """Queries that are compared at once."""
