@@ -3,26 +3,33 @@ r"""Does each method without negatives keep its embeddings apart, and is it told
     python benchmarks/collapse.py DATA [--methods byol simsiam …]
 
 Trains each for 300 steps as it is, and again without what keeps it from one answer for all images: predictor,
-stop-gradient, centring, variance, whitening. Prints RankMe of both, and the verdict of the health check.
+stop-gradient, centring, variance, whitening. Prints RankMe of both, and the verdict of the health check. Those that
+hide patches train vit_tiny_patch16_224, the others resnet10t. One row a training is appended to --out as it comes; what
+is there already is not trained again.
 """
 
 import dataclasses
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import tyro
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from selfsight import backbones, methods, optim
-from selfsight.data import open_images
+from selfsight import methods, optim
+from selfsight.data import ImageSet, open_images
 from selfsight.data.loader import Loader
 from selfsight.evaluate.health import light_view, measure, verdict
+from selfsight.masking import encode, take, the_vit, where
 from selfsight.methods import Facts
 from selfsight.nn import autocast
+from selfsight.training import Pretrain, new_backbone
 
 FLOOR = 8.0
 """RankMe that a method as it is must keep: an untrained network has about 20 on these images, a collapsed one 1."""
@@ -40,6 +47,8 @@ class Arguments:
     """Of each training."""
     batch_size: int = 64
     """Images a step."""
+    out: Path = Path("collapse.jsonl")
+    """Where the rows go."""
 
 
 def no_predictor(method: Any) -> None:
@@ -50,7 +59,7 @@ def no_predictor(method: Any) -> None:
 
 def agree(z: Tensor) -> dict[str, Tensor]:
     """Return the squared distance of two views' unit vectors z (2B, D), and nothing else."""
-    a, b = torch.nn.functional.normalize(z.float(), dim=1).chunk(2)
+    a, b = F.normalize(z.float(), dim=1).chunk(2)
     return {"loss": (a - b).square().sum(1).mean(), "chance": torch.tensor(2.0)}
 
 
@@ -79,6 +88,35 @@ def no_whitening(method: Any) -> None:
     method.forward = lambda batch, progress: agree(method.head(method.backbone(method.draw(batch))))
 
 
+def own_answers(method: Any) -> None:
+    """I-JEPA and data2vec with the student's own features as the targets, and their gradient: any constant is perfect.
+
+    Without the normalization of the targets, which would give a constant its variance back.
+    """
+    decoder = method.predictor if hasattr(method, "predictor") else method.decoder
+    prefix = the_vit(method.backbone).num_prefix_tokens
+
+    def forward(batch: Any, progress: float) -> dict[str, Tensor]:
+        x = method.view(batch)
+        if hasattr(method, "hide"):
+            hidden = method.hide(len(x), x.device)
+            seen = ~hidden
+        else:
+            seen, (hidden, *_) = method.draw(len(x))
+        kept, asked = where(seen), where(hidden)
+        answers = decoder(encode(method.backbone, x, kept=kept)[:, prefix:], kept, asked)
+        wanted = take(encode(method.backbone, x)[:, prefix:], asked)
+        return {"loss": F.mse_loss(answers.float(), wanted.float())}
+
+    method.forward = forward
+
+
+def no_clustering(method: Any) -> None:
+    """DeepCluster's clusters as the nearest of random centres, which nothing keeps from being the same for all."""
+    method.deal = lambda scores: scores.argmax(1)
+    method.after_step = lambda progress: None
+
+
 SAFEGUARD: dict[str, tuple[str, Callable[[Any], None]]] = {
     "byol": ("predictor and teacher", no_predictor),
     "nnbyol": ("predictor and teacher", no_predictor),
@@ -91,42 +129,62 @@ SAFEGUARD: dict[str, tuple[str, Callable[[Any], None]]] = {
     "mmcr": ("centres apart", no_whitening),
     "lejepa": ("Gaussian", lambda method: setattr(method, "weight", 0.0)),
     "dino": ("centring", flat_targets),
+    "ibot": ("centring", flat_targets),
+    "dinov2": ("centring", flat_targets),
     "swav": ("even use of the prototypes", flat_codes),
+    "deepcluster_v2": ("k-means and even use", no_clustering),
+    "ressl": ("relations to other images, teacher", no_whitening),
+    "ijepa": ("teacher and stop-gradient", own_answers),
+    "data2vec": ("teacher and stop-gradient", own_answers),
 }
+
+
+def train(name: str, without: Callable[[Any], None] | None, images: ImageSet, asked: Arguments) -> dict[str, Any]:
+    """Train a method, `without` its safeguard if that is given; return RankMe and the verdict."""
+    torch.manual_seed(0)
+    device, cls, size = torch.device("cuda" if torch.cuda.is_available() else "cpu"), methods.get(name), 32
+    rows, view = images.rows("train"), light_view(size)
+    backbone = new_backbone(cls, Pretrain(), images, size)
+    method = cls(backbone, cls.Config().fit_to(Facts(len(rows), size, images.channels, len(images)))).to(device)
+    before = measure(method.backbone, view, images, rows, device)
+    if without:
+        without(method)
+    optimizer = optim.build(method, cls.optim)
+    stream = Loader(images, rows, asked.batch_size, device, seed=0).stream(0)
+    out: dict[str, Tensor] = {}
+    for step, batch in zip(range(asked.steps), stream, strict=False):
+        optim.set_rate(optimizer.param_groups, optim.rate(cls.optim, step / asked.steps, asked.batch_size))
+        with autocast(device):
+            out = method(batch, step / asked.steps)
+        optimizer.zero_grad()
+        out["loss"].backward()
+        if cls.optim.clip:
+            nn.utils.clip_grad_norm_(method.parameters(), cls.optim.clip)
+        optimizer.step()
+        method.after_step(step / asked.steps)
+    health = measure(method.encoder(), view, images, rows, device)
+    said = verdict(health, before, float(out["loss"].detach()), None, 11.0)
+    return {"untrained": round(before.rankme, 1), "rankme": round(health.rankme, 1), "verdict": said.state}
 
 
 def main(asked: Arguments) -> None:
     images = open_images(asked.data, image_size=32)
-    facts = Facts(len(images.rows("train")), 32, images.channels, len(images))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    table = Table("method", "RankMe", "verdict", "without", "RankMe", "verdict")
+    lines = asked.out.read_text().splitlines() if asked.out.exists() else []
+    done = {(row["method"], row["without"]): row for row in map(json.loads, lines)}
+    table = Table("method", "untrained", "RankMe", "verdict", "without", "RankMe", "verdict")
     for name in asked.methods or tuple(SAFEGUARD):
-        cells = []
-        for without in (None, SAFEGUARD[name][1]):
-            torch.manual_seed(0)
-            cls = methods.get(name)
-            spec = backbones.plan("resnet10t", 32, images.channels, (0.3,) * images.channels, (0.35,) * images.channels)
-            method = cls(backbones.create(spec), cls.Config().fit_to(facts)).to(device)
-            before = measure(method.backbone, light_view(32), images, images.rows("train"), device)
-            if without:
-                without(method)
-            optimizer = optim.build(method, cls.optim)
-            loader = Loader(images, images.rows("train"), asked.batch_size, device, seed=0)
-            out: dict[str, Tensor] = {}
-            for step, batch in zip(range(asked.steps), loader.stream(0), strict=False):
-                optim.set_rate(optimizer.param_groups, optim.rate(cls.optim, step / asked.steps, asked.batch_size))
-                with autocast(device):
-                    out = method(batch, step / asked.steps)
-                optimizer.zero_grad()
-                out["loss"].backward()
-                optimizer.step()
-                method.after_step(step / asked.steps)
-            health = measure(method.encoder(), light_view(32), images, images.rows("train"), device)
-            said = verdict(health, before, float(out["loss"].detach()), None, 11.0)
-            low = not without and health.rankme < FLOOR
-            cells += [f"{health.rankme:.1f}{', below the floor' if low else ''}", said.state]
-            print(name, "without" if without else "as it is", *cells[-2:], flush=True)
-        table.add_row(name, *cells[:2], SAFEGUARD[name][0], *cells[2:])
+        what, remove = SAFEGUARD[name]
+        for without in ("", what):
+            if (name, without) not in done:
+                row = {"method": name, "without": without} | train(name, remove if without else None, images, asked)
+                done[name, without] = row
+                with asked.out.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+                print(row, flush=True)
+        whole, bare = done[name, ""], done[name, what]
+        low = ", below the floor" if whole["rankme"] < FLOOR else ""
+        cells = whole["untrained"], f"{whole['rankme']}{low}", whole["verdict"], what, bare["rankme"], bare["verdict"]
+        table.add_row(name, *map(str, cells))
     Console().print(table)
 
 

@@ -46,6 +46,8 @@ class DeepClusterV2(MultiCrop):
         """Length of the unit vectors that are clustered."""
         temperature: float = 0.1
         """Divides the cosines with the clusters' centres."""
+        epsilon: float = 0.05
+        """Divides them where the first pass deals images out: the lower, the fewer clusters share an image."""
         memory: int | None = None
         """Embeddings that are kept, one an image; by default as many as the data set has images."""
 
@@ -83,14 +85,17 @@ class DeepClusterV2(MultiCrop):
             scores = z @ centres.T  # (V · B, K)
             known = clusters[batch.index]
             if bool((known < 0).any()):
-                dealt = sinkhorn(scores.detach()[: len(known)] / 0.05).argmax(1)
-                known = torch.where(known < 0, dealt, known)
+                known = torch.where(known < 0, self.deal(scores.detach()[: len(known)]), known)
             losses.append(F.cross_entropy(scores / self.config.temperature, known.repeat(views)))
         index = gather(batch.index)
         self.embeddings = self.embeddings.index_copy(0, index, gather(z.detach()[: len(batch.index)]))
         self.seen_since += len(index)
         chance = math.log(self.centres.shape[1])
         return {"loss": torch.stack(losses).mean(), "chance": torch.tensor(chance)}
+
+    def deal(self, scores: Tensor) -> Tensor:
+        """Return clusters (B,) for images that have none yet, by cosines (B, K): all clusters get as many of them."""
+        return sinkhorn(scores / self.config.epsilon).argmax(1)
 
     def after_step(self, progress: float) -> None:
         """Cluster all embeddings anew after each pass over the images."""
