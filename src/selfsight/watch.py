@@ -31,6 +31,8 @@ from selfsight.methods import Method
 from selfsight.progress import bar, say
 from selfsight.run import RunFolder
 
+STRENGTH = 0.01
+"""C of the linear probes during a training: to choose it would take longer than all else of a check."""
 CHECKS = 10
 """Health is measured this many times over a training."""
 
@@ -187,7 +189,8 @@ def _probes(training: Training, labels: NDArray[np.int64]) -> dict[str, float]:
     figures = {}
     for name, backbone in backbones.items():
         x = extract(backbone, images, chosen, device=training.device)
-        figures[f"linear{name}"] = float((fit_probe(x[:half], known, classes).predict(x[half:]) == asked).mean())
+        probe = fit_probe(x[:half], known, classes, strength=STRENGTH)
+        figures[f"linear{name}"] = float((probe.predict(x[half:]) == asked).mean())
         figures[f"knn{name}"] = float((knn_predict(x[:half], known, x[half:], classes) == asked).mean())
     return figures
 

@@ -55,6 +55,13 @@ def test_the_chosen_strength_fits_the_data(digits: tuple[NDArray[np.float32], ND
     assert noise.strength < probe.strength
 
 
+def test_a_given_strength_is_taken(digits: tuple[NDArray[np.float32], NDArray[np.int64]]) -> None:
+    x, y = digits
+    probe = fit_probe(x[:300], y[:300], 10, strength=1e-4)
+    assert probe.strength == 1e-4
+    assert np.abs(probe.weight).sum() < np.abs(fit_probe(x[:300], y[:300], 10, strength=1.0).weight).sum() / 3
+
+
 def test_test_rows_do_not_change_the_probe(digits: tuple[NDArray[np.float32], NDArray[np.int64]]) -> None:
     x, y = digits
     probe = fit_probe(x[:50], y[:50], 10)

@@ -52,8 +52,10 @@ class Probe:
         return np.asarray(self.logits(x).argmax(1), np.int64)
 
 
-def fit_probe(x: NDArray[np.float32], y: NDArray[np.int64], classes: int, seed: int = 0) -> Probe:
-    """Fit a probe to features (N, D) and labels (N,) in [0, classes), choosing C by held-out loss.
+def fit_probe(
+    x: NDArray[np.float32], y: NDArray[np.int64], classes: int, seed: int = 0, strength: float | None = None
+) -> Probe:
+    """Fit a probe to features (N, D) and labels (N,) in [0, classes), with C = `strength` or one of least held-out loss.
 
     Only these labeled rows are looked at: for the scale of the features, for C, and for the fit. Classes
     without a label are never predicted. Raises ValueError without rows.
@@ -70,7 +72,8 @@ def fit_probe(x: NDArray[np.float32], y: NDArray[np.int64], classes: int, seed: 
         return Probe(mean, std, weight, bias, ONE_SHOT)
     z, axes, spread = rotate(torch.from_numpy((x - mean) / std))
     target = torch.from_numpy(y)
-    strength = choose(z, target, count, spread, seed)
+    if strength is None:
+        strength = choose(z, target, count, spread, seed)
     path = [c for c in STRENGTHS if c < strength][-2:]  # a short run-up is all that a warm start needs
     start = None
     for c in [*path, strength]:
