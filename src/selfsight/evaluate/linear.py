@@ -55,7 +55,7 @@ class Probe:
 def fit_probe(
     x: NDArray[np.float32], y: NDArray[np.int64], classes: int, seed: int = 0, strength: float | None = None
 ) -> Probe:
-    """Fit a probe to features (N, D) and labels (N,) in [0, classes), with C = `strength` or one of least held-out loss.
+    """Fit a probe to features (N, D) and labels (N,) below classes, with C = `strength` or that of least held-out loss.
 
     Only these labeled rows are looked at: for the scale of the features, for C, and for the fit. Classes
     without a label are never predicted. Raises ValueError without rows.
