@@ -10,6 +10,7 @@ import pytest
 import torch
 import torchvision.transforms.v2 as T
 import torchvision.transforms.v2.functional as TF
+from PIL import ImageOps
 from scipy.stats import ks_2samp
 from sklearn.datasets import load_sample_images
 from torch import Tensor
@@ -130,6 +131,23 @@ def test_grey_solarize_and_blur_equal_torchvision(photos: Batch) -> None:
     sigma = torch.linspace(0.1, 2.0, len(x))
     blurred = torch.stack([TF.gaussian_blur(i, [9, 9], [float(s)]) for i, s in zip(x, sigma, strict=True)])
     assert mean_difference(augment.blur(x, sigma, 9), blurred) < 0.5
+
+
+def test_equalize_equals_pillows_and_leaves_what_else_is_drawn(photos: Batch) -> None:
+    mine = augment.equalize(photos.images.float() / 255)
+    for image, own in zip(photos.images, mine, strict=True):
+        theirs = ImageOps.equalize(TF.to_pil_image(image))
+        assert torch.equal((255 * own).round().to(torch.uint8), TF.pil_to_tensor(theirs))
+    views = []
+    for share in (0.0, 0.5):
+        torch.manual_seed(1)
+        views.append(View(40, brightness=0.4, equalize=share)(photos))
+    equalized = [not torch.equal(a, b) for a, b in zip(*views, strict=True)]
+    assert any(equalized)
+    assert not all(equalized)
+    for plain, other, differs in zip(*views, equalized, strict=True):
+        if differs:
+            assert torch.equal(other, augment.equalize(plain[None])[0])
 
 
 def test_a_whole_view_equals_torchvisions_in_each_images_own_order(photos: Batch) -> None:

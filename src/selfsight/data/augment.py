@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.transforms import v2
 
 from selfsight.data.images import Batch
 from selfsight.errors import SelfsightError
@@ -203,6 +204,12 @@ def solarize(x: Tensor, threshold: float = 0.5) -> Tensor:
     return torch.where(x >= threshold, 1 - x, x)
 
 
+def equalize(x: Tensor) -> Tensor:
+    """Spread the values of each channel evenly over [0, 1], in 256 levels, as Pillow's ImageOps.equalize does."""
+    levels: Tensor = v2.functional.equalize(x.mul(255).round_().to(torch.uint8))
+    return levels.float().div_(255)
+
+
 def blur(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:
     """Blur each image of (B, C, S, S) by its own sigma (B,) in pixels; odd `kernel` size, reflected borders."""
     side, half = x.shape[2], kernel // 2
@@ -261,6 +268,8 @@ class View:
     """The blur's standard deviation in pixels."""
     solarize: float = 0.0
     """Probability of inverting all values above one half."""
+    equalize: float = 0.0
+    """Probability of spreading the values of each channel evenly."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.hue <= 0.5:
@@ -287,7 +296,7 @@ class View:
         def factor(strength: float) -> Tensor:
             return torch.where(jitter, uniform(n, max(0.0, 1 - strength), 1 + strength), 1.0)
 
-        return {
+        drawn = {
             "boxes": random_boxes(batch.aspect, self.scale, self.ratio),
             "hflip": uniform(n, 0, 1) < self.hflip,
             "vflip": uniform(n, 0, 1) < self.vflip,
@@ -303,6 +312,9 @@ class View:
             "sigma": uniform(n, *self.sigma),
             "solarize": uniform(n, 0, 1) < self.solarize,
         }
+        if self.equalize:  # else nothing is drawn: views are as they were before there was this
+            drawn["equalize"] = uniform(n, 0, 1) < self.equalize
+        return drawn
 
     def apply(self, batch: Batch, drawn: dict[str, Tensor]) -> Tensor:
         """Return the view of each image that these parameters describe: (B, C, size, size) float32 in [0, 1].
@@ -334,6 +346,9 @@ class View:
         if self.solarize:
             rows = drawn["solarize"].nonzero()[:, 0]
             x[rows] = solarize(x[rows])
+        if self.equalize:
+            rows = drawn["equalize"].nonzero()[:, 0]
+            x[rows] = equalize(x[rows])
         return x
 
 

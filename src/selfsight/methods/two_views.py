@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from selfsight.backbones import Backbone
-from selfsight.data.augment import View, asymmetric_pair, whole
+from selfsight.data.augment import asymmetric_pair, whole
 from selfsight.data.images import Batch
 from selfsight.methods.method import Facts, Method
 from selfsight.nn import Teacher
@@ -32,6 +32,8 @@ class TwoViews(Method):
         """Probability of a left-right flip; 0 where left and right mean something, as in text."""
         strength: float | None = None
         """Strength of the colour jitter, 0 to 5; by default 1."""
+        equalize: float = 0.0
+        """Probability that a view's values are spread evenly over their range, as with solo-learn's equalization."""
 
         def fit_to(self, facts: Facts) -> Self:
             """Fill in what depends on the size of the images."""
@@ -44,9 +46,8 @@ class TwoViews(Method):
         config = config.fit_to(Facts(0, spec.image_size, spec.channels))
         assert config.crop_min
         assert config.strength is not None
-        self.views: tuple[View, View] = asymmetric_pair(
-            spec.image_size, spec.channels, config.crop_min, config.hflip, config.strength
-        )
+        pair = asymmetric_pair(spec.image_size, spec.channels, config.crop_min, config.hflip, config.strength)
+        self.views = replace(pair[0], equalize=config.equalize), replace(pair[1], equalize=config.equalize)
 
     def draw(self, batch: Batch) -> Tensor:
         """Return the views of a batch (2B, C, S, S): the first of all images, then the second."""
