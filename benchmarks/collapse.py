@@ -153,7 +153,7 @@ def train(name: str, without: Callable[[Any], None] | None, images: ImageSet, as
     stream = Loader(images, rows, asked.batch_size, device, seed=0).stream(0)
     out: dict[str, Tensor] = {}
     for step, batch in zip(range(asked.steps), stream, strict=False):
-        optim.set_rate(optimizer.param_groups, optim.rate(cls.optim, step / asked.steps, asked.batch_size))
+        optim.schedule(optimizer.param_groups, cls.optim, step / asked.steps, asked.batch_size)
         with autocast(device):
             out = method(batch, step / asked.steps)
         optimizer.zero_grad()
