@@ -343,6 +343,15 @@ def test_randaugment_changes_each_image_in_its_own_way_and_again_alike(digits_fi
     assert torch.equal(drawn(plain, 0, 1), drawn(plain, 0, 2))
 
 
+def test_randaugment_of_images_of_many_bands_is_refused_in_one_line(tmp_path: Path) -> None:
+    bands = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 4), np.uint8)
+    np.savez(tmp_path / "bands.npz", images=bands, labels=np.arange(8) % 2)
+    backbone = create(plan("test_resnet", 16, 4, (0.5,) * 4, (0.25,) * 4))
+    settings = ClassificationConfig(randaugment=9)
+    with pytest.raises(SelfsightError, match=r"--randaugment: .*bands\.npz has 4 bands"):
+        open_job(backbone, tmp_path / "bands.npz", TrainConfig(image_size=16), settings, SHORT)
+
+
 def test_rates_of_a_pretrained_vit_fall_towards_the_first_block(digits_file: Path, tmp_path: Path) -> None:
     job = open_job(net("test_vit"), digits_file, TrainConfig(), ClassificationConfig(), SHORT)
     rows, none = job.rows("train")[:8], np.zeros(0, np.int64)

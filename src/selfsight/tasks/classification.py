@@ -197,6 +197,11 @@ class Classification:
     protocol: str
     task: ClassVar[str] = "classification"
 
+    def __post_init__(self) -> None:
+        channels = self.train.images.channels
+        if self.config.randaugment and channels not in (1, 3):
+            raise SelfsightError(f"--randaugment: for colour or grey images only; {self.source} has {channels} bands")
+
     @property
     def many(self) -> bool:
         """Whether an image may have several classes."""
