@@ -50,6 +50,19 @@ def test_wide_resnets_are_those_of_the_paper(name: str, millions: float) -> None
     assert [m.shape[1:] for m in maps] == [(32, 32, 32), (64, 16, 16), (128, 8, 8)]
 
 
+def test_a_vit_begins_with_places_told_apart_and_weights_to_its_width() -> None:
+    vit: Any = backbones.create(backbones.plan("vit_tiny_patch16_224", 32, 3, MEAN, STD)).model
+    grid, width = vit.patch_embed.grid_size[0], vit.embed_dim
+    rows = vit.pos_embed[0, vit.num_prefix_tokens :].detach().view(grid, grid, width)
+    distance = (rows - rows[0, 0]).norm(dim=2)
+    assert distance[0, 0] == 0
+    assert bool((distance[0].diff() > 0).all()), "farther along a row is farther"
+    assert torch.allclose(distance, distance.T, atol=1e-5)
+    for linear, fan in ((vit.blocks[0].attn.qkv, 2 * width), (vit.blocks[-1].mlp.fc1, 5 * width)):  # q alone: D to D
+        assert float(linear.weight.detach().std()) == pytest.approx((2 / fan) ** 0.5, rel=0.02)
+        assert not linear.bias.any()
+
+
 def test_normalizes_its_input() -> None:
     backbone = backbones.create(backbones.plan("test_resnet", 32, 3, MEAN, STD)).eval()
     x = torch.rand(2, 3, 32, 32)

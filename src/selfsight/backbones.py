@@ -10,7 +10,9 @@ import timm
 import torch
 from safetensors.torch import load_file
 from timm.layers.pos_embed import resample_abs_pos_embed
+from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from timm.models import is_model_in_modules
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from selfsight import wide_resnet as wide_resnet  # makes itself known to timm
@@ -246,8 +248,20 @@ def use_small_stem(model: Any, pool: nn.Module, stride: int, padding: int) -> No
 
 
 def create(spec: BackboneSpec) -> Backbone:
-    """Return the backbone with fresh random weights, from torch's global generator."""
-    return Backbone(spec).to(memory_format=torch.channels_last)
+    """Return the backbone with fresh random weights, from torch's global generator.
+
+    A ViT begins as MAE's and MoCo v3's do: its matrices by Xavier's rule, its places as sines and cosines. timm's own
+    beginning, a deviation of 0.02 whatever the width, hides from the small ones where a patch is.
+    """
+    backbone = Backbone(spec)
+    vit = backbone.model
+    if isinstance(vit, VisionTransformer):
+        vit.init_weights("moco")
+        if vit.pos_embed is not None:
+            grid = list(vit.patch_embed.grid_size)
+            with torch.no_grad():
+                vit.pos_embed[0, -math.prod(grid) :] = build_sincos2d_pos_embed(grid, vit.embed_dim)
+    return backbone.to(memory_format=torch.channels_last)
 
 
 def load_pretrained(spec: BackboneSpec, source: str, flag: str = "--pretrained") -> Backbone:

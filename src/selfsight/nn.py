@@ -42,7 +42,7 @@ def map_decoder(dim: int, out: int, doublings: int, width: int = 128) -> nn.Sequ
 
 
 SLOWEST = 0.05
-"""What follows a training averages over at most this share of it."""
+"""What follows a training averages over at most this share of it, unless a method says otherwise."""
 
 
 class Teacher(nn.Module):
@@ -50,8 +50,10 @@ class Teacher(nn.Module):
 
     progress: Tensor
 
-    def __init__(self, student: nn.Module) -> None:
+    def __init__(self, student: nn.Module, slowest: float = SLOWEST) -> None:
+        """Copy the student, to average over at most this share of the training."""
         super().__init__()
+        self.slowest = slowest
         self.model = copy.deepcopy(student).requires_grad_(False)
         self.register_buffer("progress", torch.zeros((), dtype=torch.float64))
 
@@ -65,11 +67,11 @@ class Teacher(nn.Module):
         self.update(student, cosine(start, 1.0, progress), buffers=False)
 
     def brisk(self, momentum: float, progress: float) -> float:
-        """Return `momentum`, or if that is less the one whose average spans a twentieth of the training.
+        """Return `momentum`, or if that is less the one whose average spans the `slowest` share of the training.
 
         Papers choose theirs for 10^5 steps. In a training of 100 a teacher of 0.99 would half stay as it began.
         """
-        return min(momentum, max(0.0, 1 - (progress - float(self.progress)) / SLOWEST))
+        return min(momentum, max(0.0, 1 - (progress - float(self.progress)) / self.slowest))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the teacher's output for `x`, without gradients."""

@@ -24,8 +24,8 @@ class Data2Vec(Method):
     """Latent regression: from visible patches, predict the averaged upper layers of a teacher that sees all."""
 
     paper = "Baevski et al., Efficient Self-supervised Learning with Contextualized Target Representations, 2023"
-    optim = Optim("adamw", lr=1e-3, weight_decay=0.05, warmup=0.1, clip=4.0)
-    batch_size = 128  # each with several masks
+    optim = Optim("muon", lr=8e-3, weight_decay=0.05, momentum=0.95, warmup=0.1, clip=4.0)
+    batch_size = 64  # each with several masks
     vit = mean_tokens = True
 
     @dataclass(frozen=True)

@@ -22,7 +22,8 @@ class MAE(Method):
     """Masked autoencoder: a ViT sees a quarter of the patches, a small decoder paints the others."""
 
     paper = "He et al., Masked Autoencoders Are Scalable Vision Learners, 2022"
-    optim = Optim("adamw", lr=1.5e-3, weight_decay=0.05, beta2=0.95, warmup=0.1)
+    optim = Optim("muon", lr=8e-3, weight_decay=0.05, momentum=0.95, warmup=0.1)
+    batch_size = 128
     vit = mean_tokens = True
 
     @dataclass(frozen=True)

@@ -22,7 +22,8 @@ class SimMIM(Method):
     """Masked image modelling: mask tokens in the ViT, pixels out of one linear layer."""
 
     paper = "Xie et al., SimMIM: A Simple Framework for Masked Image Modeling, 2022"
-    optim = Optim("adamw", lr=1e-3, weight_decay=0.05, warmup=0.1, clip=5.0)
+    optim = Optim("muon", lr=8e-3, weight_decay=0.05, momentum=0.95, warmup=0.1, clip=5.0)
+    batch_size = 128
     vit = mean_tokens = True
 
     @dataclass(frozen=True)
