@@ -60,7 +60,7 @@ class IJEPA(Method):
         self.config, self.grid = config, grid_of(backbone)
         self.view = View(backbone.spec.image_size, (config.crop_min, 1.0), hflip=config.hflip)
         self.predictor = MaskedDecoder(backbone.dim, config.width or 96, config.depth or 3, self.grid, backbone.dim)
-        # A quicker one's features soon say no more than where a patch is, of which the student then learns as little.
+        # A quicker one made worse features in short trainings: docs/faithfulness.md.
         self.teacher = Teacher(backbone, slowest=0.5)
 
     def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
