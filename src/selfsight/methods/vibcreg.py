@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from selfsight.methods.vicreg import VICReg
-from selfsight.nn import spread
+from selfsight.methods.vicreg import VICReg, vicreg_terms
 
 NEWTON = 5
 """Newton's iterations towards the inverse root of the covariance (Huang et al. 2019, "Iterative Normalization")."""
@@ -31,8 +30,7 @@ class VIbCReg(VICReg):
 
     def terms(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return what the loss weighs, of the two views' features (N, D), which are whitened first."""
-        a, b = iterative_norm(a), iterative_norm(b)
-        return F.mse_loss(a, b), (spread(a) + spread(b)) / 2, correlations(a) + correlations(b)
+        return vicreg_terms(iterative_norm(a), iterative_norm(b), correlations)
 
 
 def iterative_norm(z: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 Bardes, Ponce, LeCun: VICReg: Variance-Invariance-Covariance Regularization for Self-Supervised Learning, ICLR 2022.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -62,16 +63,20 @@ class VICReg(TwoViews):
         return vicreg_terms(a, b)
 
 
-def vicreg_terms(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the invariance, variance and covariance terms of two views' features (N, D) (equations 1 to 5).
-
-    Equation 6 sums both views' variance terms; the authors' code, which the published weights are for, takes the mean.
-    """
-    return F.mse_loss(a, b), (spread(a) + spread(b)) / 2, covariances(a) + covariances(b)
-
-
 def covariances(z: Tensor) -> Tensor:
     """Return the sum of the squared covariances of different features of z (N, D), over D (equations 3 and 4)."""
     z = z - z.mean(0)
     covariance = z.T @ z / (len(z) - 1)  # (D, D)
     return (covariance.square().sum() - covariance.diagonal().square().sum()) / z.shape[1]
+
+
+def vicreg_terms(
+    a: Tensor, b: Tensor, redundancy: Callable[[Tensor], Tensor] = covariances
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the invariance, variance and covariance terms of two views' features (N, D) (equations 1 to 5).
+
+    `redundancy` says otherwise than by covariances how much one view's features (N, D) tell the same.
+
+    Equation 6 sums both views' variance terms; the authors' code, which the published weights are for, takes the mean.
+    """
+    return F.mse_loss(a, b), (spread(a) + spread(b)) / 2, redundancy(a) + redundancy(b)
