@@ -3,9 +3,10 @@ r"""Does each method without negatives keep its embeddings apart, and is it told
     python benchmarks/collapse.py DATA [--methods byol simsiam …]
 
 Trains each for 300 steps as it is, and again without what keeps it from one answer for all images: predictor,
-stop-gradient, centring, variance, whitening. Prints RankMe of both, and the verdict of the health check. Those that
-hide patches train vit_tiny_patch16_224, the others resnet10t. One row a training is appended to --out as it comes; what
-is there already is not trained again.
+stop-gradient, centring, variance, whitening; this until the health check says that it collapsed, which it is asked
+every 300 steps, five times at most. Prints RankMe of both, and the verdicts. Those that hide patches train
+vit_tiny_patch16_224, the others resnet10t. One row a training, with all that health measures, is appended to --out as
+it comes; what is there already is judged again, not trained.
 """
 
 import dataclasses
@@ -15,9 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -25,14 +28,18 @@ from torch import Tensor, nn
 from selfsight import methods, optim
 from selfsight.data import ImageSet, open_images
 from selfsight.data.loader import Loader
-from selfsight.evaluate.health import light_view, measure, verdict
+from selfsight.evaluate.features import evaluating
+from selfsight.evaluate.health import FEW_EPOCHS, Health, light_view, measure, verdict
 from selfsight.masking import encode, take, the_vit, where
-from selfsight.methods import Facts
+from selfsight.methods import Facts, Method
 from selfsight.nn import autocast
 from selfsight.training import Pretrain, new_backbone
 
 FLOOR = 8.0
 """RankMe that a method as it is must keep: an untrained network has about 20 on these images, a collapsed one 1."""
+
+CHECKS = 5
+"""How often a training without safeguard is looked at, in as many times the steps."""
 
 
 @dataclass(frozen=True)
@@ -139,39 +146,55 @@ SAFEGUARD: dict[str, tuple[str, Callable[[Any], None]]] = {
 }
 
 
+def seen(method: Method, images: ImageSet, rows: NDArray[np.int64], device: torch.device) -> Health:
+    """Return the health of what the method would keep, and of what it compares."""
+    with evaluating(method):
+        return measure(method.encoder(), light_view(32), images, rows, device, project=method.projections)
+
+
 def train(name: str, without: Callable[[Any], None] | None, images: ImageSet, asked: Arguments) -> dict[str, Any]:
-    """Train a method, `without` its safeguard if that is given; return RankMe and the verdict."""
+    """Train a method, `without` its safeguard if that is given; return its steps, and the health before and after."""
     torch.manual_seed(0)
     device, cls, size = torch.device("cuda" if torch.cuda.is_available() else "cpu"), methods.get(name), 32
-    rows, view = images.rows("train"), light_view(size)
+    rows = images.rows("train")
     backbone = new_backbone(cls, Pretrain(), images, size)
     method = cls(backbone, cls.Config().fit_to(Facts(len(rows), size, images.channels, len(images)))).to(device)
-    before = measure(method.backbone, view, images, rows, device)
+    row: dict[str, Any] = {"untrained": dataclasses.asdict(seen(method, images, rows, device))}
+    longest = asked.steps * (CHECKS if without else 1)
     if without:
         without(method)
     optimizer = optim.build(method, cls.optim)
     stream = Loader(images, rows, asked.batch_size, device, seed=0).stream(0)
-    out: dict[str, Tensor] = {}
-    for step, batch in zip(range(asked.steps), stream, strict=False):
-        optim.schedule(optimizer.param_groups, cls.optim, step / asked.steps, asked.batch_size)
+    for step, batch in zip(range(longest), stream, strict=False):
+        optim.schedule(optimizer.param_groups, cls.optim, step / longest, asked.batch_size)
         with autocast(device):
-            out = method(batch, step / asked.steps)
+            out = method(batch, step / longest)
         optimizer.zero_grad()
         out["loss"].backward()
         if cls.optim.clip:
             nn.utils.clip_grad_norm_(method.parameters(), cls.optim.clip)
         optimizer.step()
-        method.after_step(step / asked.steps)
-    health = measure(method.encoder(), view, images, rows, device)
-    said = verdict(health, before, float(out["loss"].detach()), None, 11.0)
-    return {"untrained": round(before.rankme, 1), "rankme": round(health.rankme, 1), "verdict": said.state}
+        method.after_step(step / longest)
+        if (step + 1) % asked.steps == 0:
+            row |= {"steps": step + 1, "trained": dataclasses.asdict(seen(method, images, rows, device))}
+            if judged(row)[1] == "collapsed":
+                break
+    return row
+
+
+def judged(row: dict[str, Any]) -> tuple[Health, str]:
+    """Return the trained network's health and the verdict on it, as after too many epochs to be too short."""
+    health, before = Health(**row["trained"]), Health(**row["untrained"])
+    return health, verdict(health, before, None, None, FEW_EPOCHS + 1).state
 
 
 def main(asked: Arguments) -> None:
     images = open_images(asked.data, image_size=32)
     lines = asked.out.read_text().splitlines() if asked.out.exists() else []
     done = {(row["method"], row["without"]): row for row in map(json.loads, lines)}
-    table = Table("method", "untrained", "RankMe", "verdict", "without", "RankMe", "verdict")
+    table = Table(
+        "method", "untrained", "RankMe", "verdict", "without", "steps", "RankMe", "of what is compared", "verdict"
+    )
     for name in asked.methods or tuple(SAFEGUARD):
         what, remove = SAFEGUARD[name]
         for without in ("", what):
@@ -180,11 +203,22 @@ def main(asked: Arguments) -> None:
                 done[name, without] = row
                 with asked.out.open("a") as file:
                     file.write(json.dumps(row) + "\n")
-                print(row, flush=True)
-        whole, bare = done[name, ""], done[name, what]
-        low = ", below the floor" if whole["rankme"] < FLOOR else ""
-        cells = whole["untrained"], f"{whole['rankme']}{low}", whole["verdict"], what, bare["rankme"], bare["verdict"]
-        table.add_row(name, *map(str, cells))
+                print(name, without, *judged(row), flush=True)
+        row, off = done[name, ""], done[name, what]
+        (whole, said), (bare, said_off) = judged(row), judged(off)
+        low = ", below the floor" if whole.rankme < FLOOR else ""
+        compared = "" if bare.projected is None else f"{bare.projected:.1f}"
+        table.add_row(
+            name,
+            f"{row['untrained']['rankme']:.1f}",
+            f"{whole.rankme:.1f}{low}",
+            said,
+            what,
+            str(off["steps"]),
+            f"{bare.rankme:.1f}",
+            compared,
+            said_off,
+        )
     Console().print(table)
 
 

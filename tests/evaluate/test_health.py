@@ -126,6 +126,26 @@ def test_easy_views_are_found_again_and_constants_are_not() -> None:
     assert verdict(collapsed, good, 0.1, 5.0, 50).state == "collapsed"
 
 
+def test_a_collapse_is_seen_in_what_the_loss_compares_when_features_still_differ() -> None:
+    images, view = digits(60), View(16, scale=(0.95, 1), hflip=0)
+    rows, seen = np.arange(60), []
+
+    def project(features: Tensor) -> Tensor:
+        seen.append(features.clone())
+        return features[:, :20]
+
+    kept = measure(Pixels(SPEC), view, images, rows, CPU, project=project)
+    assert kept.projected == pytest.approx(rankme(torch.cat(seen)[:, :20]), rel=1e-4)
+    assert verdict(kept, None, None, None, 50).state == "learning"
+    flat = measure(Pixels(SPEC), view, images, rows, CPU, project=lambda features: features[:, :9] * 0 + 1)
+    assert flat.projected == pytest.approx(1, abs=1e-3)
+    assert replace(flat, projected=kept.projected) == kept, "the features are the same"
+    said = verdict(flat, None, None, None, 50)
+    assert said.state == "collapsed"
+    assert "compares" in said.words
+    assert measure(Pixels(SPEC), view, images, rows, CPU).projected is None
+
+
 @pytest.mark.parametrize(
     ("health", "random", "loss", "chance", "epochs", "state"),
     [
@@ -141,6 +161,9 @@ def test_easy_views_are_found_again_and_constants_are_not() -> None:
             100,
             "collapsed",
         ),  # worse than untrained
+        (replace(HEALTHY, rankme=2.1, view_retrieval=0.01), UNTRAINED, None, None, 100, "collapsed"),  # few directions
+        (replace(HEALTHY, projected=1.4), None, None, None, 100, "collapsed"),  # the head's
+        (replace(HEALTHY, projected=40.0), None, None, None, 100, "learning"),
         (replace(HEALTHY, view_retrieval=0.01), UNTRAINED, 1.0, math.log(4), 50, "learning"),  # rotation: no views
         (UNTRAINED, UNTRAINED, 6.19, 6.2, 1, "too short"),  # loss at chance
         (HEALTHY, UNTRAINED, 6.19, 6.2, 100, "too short"),

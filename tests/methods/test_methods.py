@@ -177,6 +177,25 @@ def test_two_processes_take_the_same_step_as_one(tmp_path: Path) -> None:
             assert float(loss) == pytest.approx(float(plain), abs=1e-4), name
 
 
+COMPARES_NOTHING = {
+    "affine", "colorization", "data2vec", "ijepa", "inpainting", "jigsaw", "mae", "rotation", "simmim",
+}  # fmt: skip
+"""Methods that predict a class, a colour or features of hidden parts, so that no head's outputs are compared."""
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_what_is_compared_is_a_vector_an_image(name: str) -> None:
+    method = a_method(name, small=True).eval()
+    with torch.no_grad():
+        features = method.encoder()(a_batch().images[:, :, :SIZE, :SIZE].float() / 255)
+        found = method.projections(features)
+    assert (found is None) == (name in COMPARES_NOTHING)
+    if found is not None:
+        assert found.shape[0] == len(features)
+        assert found.dim() == 2
+        assert len(found.unique(dim=0)) == len(features), "different images differ"
+
+
 @pytest.mark.parametrize("name", methods.names())
 def test_draws_pictures_in_range(name: str) -> None:
     method = a_method(name).eval()

@@ -1,6 +1,7 @@
 """Did it work? Numbers on the embeddings that need no labels, and what they say in words."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,11 +24,12 @@ COLLAPSED_STD = 0.02
 COLLAPSED_RANK = 2.0
 """RankMe counts the common mean of all embeddings as one direction: below 2 there is hardly another."""
 LOST = 0.25
-"""A quarter of what the untrained network had, of spread and of view retrieval both: a collapse under way."""
+"""A quarter of what the untrained network had, of spread or rank and of view retrieval: a collapse under way."""
 MOVED = 0.98
 """A loss above this share of the chance loss has not left chance: losses of single batches scatter by 1 %."""
 BETTER = 1.1
 """10 % above the untrained network; repeated draws of 1,024 images and views differ by a few per cent."""
+RESTART = "Start again with a lower learning rate or a larger batch, or take another method, as simclr."
 FEW_EPOCHS = 10.0
 """Small data sets need tens of epochs before embeddings beat an untrained network's."""
 
@@ -52,6 +54,8 @@ class Health:
     """Log of the mean Gaussian potential over pairs of images: 0 collapsed, towards -4 evenly spread."""
     view_retrieval: float
     """Share of views whose nearest view, of all others, is the other view of their image: 0 to 1."""
+    projected: float | None = None
+    """RankMe of what the loss compares, 1 to min(images, its length); None where it was not seen."""
 
     @property
     def chance(self) -> float:
@@ -123,8 +127,11 @@ def measure(
     device: torch.device,
     n: int = 1024,
     batch_size: int = 256,
+    project: Callable[[Tensor], Tensor | None] = lambda features: None,
 ) -> Health:
     """Embed two random views each of up to `n` of these rows and measure them.
+
+    `project` makes of features (N, dim) what the loss compares, as a method's `projections`.
 
     The images and views are the same at each call, whatever torch's global generator, which is left as it was.
     Raises ValueError for fewer than 2 rows, and SelfsightError for embeddings that are not finite.
@@ -132,11 +139,14 @@ def measure(
     if len(rows) < 2:
         raise ValueError("health needs at least 2 images")
     rows = np.random.default_rng(0).permutation(rows)[:n]
-    first, second = [], []
+    first, second, projected = [], [], []
     with torch.random.fork_rng(devices=[]), evaluating(backbone), autocast(device):
         torch.manual_seed(0)
         for batch in in_order(images, np.sort(rows), batch_size, device):
-            first.append(backbone(view(batch)).float().cpu())
+            features = backbone(view(batch))
+            first.append(features.float().cpu())
+            if (z := project(features)) is not None:
+                projected.append(z.float().cpu())
             second.append(backbone(view(batch)).float().cpu())
     a, b = torch.cat(first), torch.cat(second)
     if not torch.isfinite(a).all():
@@ -151,6 +161,7 @@ def measure(
         alignment=alignment(a, b),
         uniformity=uniformity(a),
         view_retrieval=view_retrieval(a, b),
+        projected=rankme(torch.cat(projected)) if projected else None,
     )
 
 
@@ -160,9 +171,9 @@ def verdict(health: Health, random: Health | None, loss: float | None, chance: f
     `random` is the untrained network's health on the same images; `loss` the training loss, averaged over the last
     steps, and `chance` its value for a network that guesses (ln K); `epochs` how many were trained. In this order:
 
-    1. collapsed, if all embeddings are one point (COLLAPSED_STD), one direction (COLLAPSED_RANK), or have lost most of
-       what the untrained network had (LOST). A pretext task without views, such as rotation, may lower view retrieval,
-       but not the spread with it.
+    1. collapsed, if all embeddings, or all that the loss compares, are one point (COLLAPSED_STD) or one direction
+       (COLLAPSED_RANK), or embeddings have lost most of what the untrained network had (LOST). A pretext task without
+       views, such as rotation, may lower view retrieval, but not spread or rank with it.
     2. too short, if the loss has not left chance (MOVED), or, where no chance loss tells, after FEW_EPOCHS or less the
        embeddings are in nothing better than the untrained network's (BETTER).
     3. learning.
@@ -172,14 +183,19 @@ def verdict(health: Health, random: Health | None, loss: float | None, chance: f
     used = f"{h.rankme:.0f} of {min(h.images, h.dim)} dimensions in use"
     lost = (
         random is not None
-        and h.std < LOST * random.std
+        and (h.std < LOST * random.std or h.rankme < LOST * random.rankme)
         and h.view_retrieval < LOST * max(random.view_retrieval, random.chance)
     )
     if h.std < COLLAPSED_STD or h.rankme < COLLAPSED_RANK or lost:
         return Verdict(
             "collapsed",
-            f"The embeddings of different images are nearly the same (spread {h.std:.2f}, {used}). "
-            "Start again with a lower learning rate or a larger batch, or take another method, as simclr.",
+            f"The embeddings of different images are nearly the same (spread {h.std:.2f}, {used}). {RESTART}",
+        )
+    if h.projected is not None and h.projected < COLLAPSED_RANK:
+        return Verdict(
+            "collapsed",
+            f"What the loss compares is nearly the same for all images ({h.projected:.1f} dimensions in use): nothing "
+            f"is learned from it any more. {RESTART}",
         )
     if loss is not None and chance is not None:
         if loss > MOVED * chance:

@@ -85,7 +85,7 @@ class DINO(MultiCrop):
         assert config.prototypes
         assert config.hidden
         assert config.teacher_temperature
-        self.head = PrototypeHead(backbone.dim, config.hidden, config.bottleneck, config.prototypes)
+        self.head: PrototypeHead = PrototypeHead(backbone.dim, config.hidden, config.bottleneck, config.prototypes)
         self.teacher = Teacher(nn.Sequential(backbone, self.head))
         temperatures = min(config.teacher_temperature_start, config.teacher_temperature), config.teacher_temperature
         self.targets = Targets(config.prototypes, config.centring == "sinkhorn", temperatures, config.teacher_warmup)
@@ -128,6 +128,11 @@ class DINO(MultiCrop):
         kept = self.teacher.model.get_submodule("0")
         assert isinstance(kept, Backbone)
         return kept
+
+    def projections(self, features: Tensor) -> Tensor:
+        """Return the teacher's cosines with the prototypes, of its own features."""
+        cosines: Tensor = self.teacher.model.get_submodule("1")(features)
+        return cosines
 
     def picture(self, batch: Batch) -> dict[str, Tensor]:
         """Show views of each image, and what the teacher answers for one and the student for others."""

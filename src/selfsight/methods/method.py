@@ -66,6 +66,14 @@ class Method(nn.Module):
         """Return what is kept when training ends."""
         return self.backbone
 
+    def projections(self, features: Tensor) -> Tensor | None:
+        """Return what the loss compares of images, (N, D), by the encoder's features (N, dim) of them.
+
+        None if it compares nothing, as where something is to be predicted or drawn. A collapse begins here: features
+        may still differ when what a projector makes of them does not.
+        """
+        return None
+
     def picture(self, batch: Batch) -> dict[str, Tensor]:
         """Return what it saw and answered: by caption, images (rows, up to 10, C, S, S) in [0, 1]."""
         raise NotImplementedError

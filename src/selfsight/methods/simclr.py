@@ -80,6 +80,11 @@ class SimCLR(Method):
         others = len(z) * process()[1] - 1
         return {"loss": loss, "accuracy": accuracy, "chance": torch.tensor(math.log(others))}
 
+    def projections(self, features: Tensor) -> Tensor:
+        """Return the head's output."""
+        projected: Tensor = self.head(features)
+        return projected
+
     def picture(self, batch: Batch) -> dict[str, Tensor]:
         """Show the images and two views of each, and how alike the network finds all these views."""
         rows = torch.stack([whole(batch, self.view.size), self.view(batch), self.view(batch)])[:, :10]

@@ -21,6 +21,8 @@ class TwoViews(Method):
 
     seen = "two views"
     """What the second and the third row of the picture are."""
+    head: nn.Module
+    """From features to what is compared."""
 
     @dataclass(frozen=True)
     class Config(Method.Config):
@@ -53,6 +55,11 @@ class TwoViews(Method):
         """Return the views of a batch (2B, C, S, S): the first of all images, then the second."""
         return torch.cat([view(batch) for view in self.views])
 
+    def projections(self, features: Tensor) -> Tensor:
+        """Return the head's output."""
+        projected: Tensor = self.head(features)
+        return projected
+
     def picture(self, batch: Batch) -> dict[str, Tensor]:
         """Show the images and the two views of each."""
         rows = torch.stack([whole(batch, self.views[0].size), *(view(batch) for view in self.views)])
@@ -62,7 +69,6 @@ class TwoViews(Method):
 class Taught(TwoViews):
     """Two views, and a teacher: a moving average of the student's backbone and head."""
 
-    head: nn.Module
     teacher: Teacher
 
     @dataclass(frozen=True)

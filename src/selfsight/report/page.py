@@ -5,7 +5,7 @@ import json
 import math
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,7 @@ def write_report(run: RunFolder, images: ImageSet, device: torch.device) -> Path
         torch.manual_seed(0)
         untrained = run.random_backbone().to(device)
     health, random = (_health(b, images, device) for b in (backbone, untrained))
+    health = replace(health, projected=_last(metrics, "projected"))  # the head is not kept, but it was seen in training
     rows = np.random.default_rng(0).permutation(len(images))[:MOST_IMAGES]
     features = _features(backbone, images, rows, device)
     neighbours = nearest(images, rows, features)
@@ -170,6 +171,7 @@ def _cards(health: Health, random: Health, metrics: Sequence[dict[str, str]]) ->
                 "Images whose nearest labeled images name their class.",
             )
         )
+    compared = "" if health.projected is None else f" · {health.projected:.0f} in what the loss compares"
     cards += [
         Card(
             "Views found",
@@ -180,7 +182,7 @@ def _cards(health: Health, random: Health, metrics: Sequence[dict[str, str]]) ->
         Card(
             "Dimensions in use",
             f"{health.rankme:.0f}",
-            f"of {min(health.images, health.dim)} · untrained {random.rankme:.0f}",
+            f"of {min(health.images, health.dim)} · untrained {random.rankme:.0f}{compared}",
             "RankMe: how many independent things the embedding tells. Near 1 is a collapse.",
         ),
     ]
