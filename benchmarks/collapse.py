@@ -193,7 +193,7 @@ def main(asked: Arguments) -> None:
     lines = asked.out.read_text().splitlines() if asked.out.exists() else []
     done = {(row["method"], row["without"]): row for row in map(json.loads, lines)}
     table = Table(
-        "method", "untrained", "RankMe", "verdict", "without", "steps", "RankMe", "of what is compared", "verdict"
+        "method", "untrained", "RankMe", "verdict", "without", "steps", "RankMe", "directions compared", "verdict"
     )
     for name in asked.methods or tuple(SAFEGUARD):
         what, remove = SAFEGUARD[name]

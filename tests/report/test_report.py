@@ -186,6 +186,17 @@ def test_a_collapsed_network_is_in_the_headline(tmp_path: Path) -> None:
     assert "have collapsed" in page(run, images).words
 
 
+def test_a_head_that_collapsed_in_training_is_in_the_headline(tmp_path: Path) -> None:
+    images = image_set(12)
+    run = finished(tmp_path, images)
+    trained(run, 3.0)
+    assert "have collapsed" not in page(run, images).words
+    run.append_metrics({"step": 80, "epoch": 8, "seconds": 80, "loss": 0.0, "projected": 1.2})
+    words = page(run, images).words
+    assert "have collapsed" in words
+    assert "differs in 1.2 directions" in words
+
+
 def test_the_same_run_gives_the_same_page(tmp_path: Path) -> None:
     images = image_set(12, classes=2)
     run = finished(tmp_path, images)

@@ -171,7 +171,7 @@ def _cards(health: Health, random: Health, metrics: Sequence[dict[str, str]]) ->
                 "Images whose nearest labeled images name their class.",
             )
         )
-    compared = "" if health.projected is None else f" · {health.projected:.0f} in what the loss compares"
+    compared = "" if health.projected is None else f" · what the loss compares: {health.projected:.0f}"
     cards += [
         Card(
             "Views found",
