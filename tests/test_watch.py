@@ -25,6 +25,7 @@ def test_labels_are_asked_of_the_embeddings_and_change_nothing(
         assert run is not None
         runs.append(run)
     last, bare = (run.metrics()[-1] for run in runs)
+    assert float(last["projected"]) > 5, "the head's outputs have not collapsed"
     for kind in ("knn", "linear"):
         assert 0.3 < float(last[kind]) <= 1, "ten classes: chance is 0.1"
         assert kind not in bare
