@@ -28,7 +28,6 @@ from torch import Tensor, nn
 from selfsight import methods, optim
 from selfsight.data import ImageSet, open_images
 from selfsight.data.loader import Loader
-from selfsight.evaluate.features import evaluating
 from selfsight.evaluate.health import FEW_EPOCHS, Health, light_view, measure, verdict
 from selfsight.masking import encode, take, the_vit, where
 from selfsight.methods import Facts, Method
@@ -148,8 +147,7 @@ SAFEGUARD: dict[str, tuple[str, Callable[[Any], None]]] = {
 
 def seen(method: Method, images: ImageSet, rows: NDArray[np.int64], device: torch.device) -> Health:
     """Return the health of what the method would keep, and of what it compares."""
-    with evaluating(method):
-        return measure(method.encoder(), light_view(32), images, rows, device, project=method.projections)
+    return measure(method.encoder(), light_view(32), images, rows, device, method=method)
 
 
 def train(name: str, without: Callable[[Any], None] | None, images: ImageSet, asked: Arguments) -> dict[str, Any]:

@@ -164,9 +164,7 @@ def _health(training: Training) -> dict[str, float]:
     """Measure the embeddings of 512 images, and with labels at hand how well these are told from them."""
     rows, images, backbone = training.images.rows("train"), training.images, training.kept()
     view = health.light_view(backbone.spec.image_size)
-    with evaluating(training.method):
-        project = training.method.projections
-        measured = health.measure(backbone, view, images, rows, training.device, n=512, project=project)
+    measured = health.measure(backbone, view, images, rows, training.device, n=512, method=training.method)
     figures = {k: v for k, v in asdict(measured).items() if isinstance(v, float)}
     return figures if images.labels is None else figures | _probes(training, images.labels)
 

@@ -20,6 +20,7 @@ from selfsight.evaluate.health import (
     verdict,
     view_retrieval,
 )
+from selfsight.methods import Method
 from tests.evaluate.digits import CPU, SPEC, backbone, digits
 
 HEALTHY = Health(1024, 512, rankme=150, rankme_share=0.3, std=0.8, alignment=0.3, uniformity=-3.0, view_retrieval=0.9)
@@ -128,19 +129,40 @@ def test_easy_views_are_found_again_and_constants_are_not() -> None:
 
 def test_a_collapse_is_seen_in_what_the_loss_compares_when_features_still_differ() -> None:
     images, view = digits(60), View(16, scale=(0.95, 1), hflip=0)
-    rows, seen = np.arange(60), []
+    rows, pixels = np.arange(60), Pixels(SPEC)
+    seen: list[Tensor] = []
 
-    def project(features: Tensor) -> Tensor:
-        seen.append(features.clone())
-        return features[:, :20]
+    class Half(Method):
+        """Compares the first 20 pixels."""
 
-    kept = measure(Pixels(SPEC), view, images, rows, CPU, project=project)
+        def projections(self, features: Tensor) -> Tensor:
+            seen.append(features.clone())
+            return features[:, :20]
+
+    class Lengths(Half):
+        """Compares them as they are, lengths and all."""
+
+        directions = False
+
+    class Flat(Method):
+        """Finds all the same."""
+
+        def projections(self, features: Tensor) -> Tensor:
+            return features[:, :9] * 0 + 1
+
+    kept = measure(pixels, view, images, rows, CPU, method=Half(pixels, Half.Config()))
     plain = torch.cat(seen)[:, :20]
     assert kept.projected == pytest.approx(rankme(plain - plain.mean(0)), rel=1e-4)
     assert verdict(kept, None, None, None, 50).state == "learning"
-    flat = measure(Pixels(SPEC), view, images, rows, CPU, project=lambda features: features[:, :9] * 0 + 1)
+    assert kept.projected_std == pytest.approx(spread(plain), rel=1e-4)
+    lengths = measure(pixels, view, images, rows, CPU, method=Lengths(pixels, Half.Config()))
+    assert lengths.projected_std == pytest.approx(float(plain.std(0).mean()), rel=1e-4)
+    flat = measure(pixels, view, images, rows, CPU, method=Flat(pixels, Half.Config()))
     assert flat.projected == pytest.approx(1, abs=1e-3)
-    assert replace(flat, projected=kept.projected) == kept, "the features are the same"
+    assert flat.projected_std == pytest.approx(0, abs=1e-6)
+    assert replace(flat, projected=kept.projected, projected_std=kept.projected_std) == kept, (
+        "the features are the same"
+    )
     said = verdict(flat, None, None, None, 50)
     assert said.state == "collapsed"
     assert "compares" in said.words
@@ -164,7 +186,8 @@ def test_a_collapse_is_seen_in_what_the_loss_compares_when_features_still_differ
         ),  # worse than untrained
         (replace(HEALTHY, rankme=2.1, view_retrieval=0.01), UNTRAINED, None, None, 100, "collapsed"),  # few directions
         (replace(HEALTHY, projected=1.4), None, None, None, 100, "collapsed"),  # the head's
-        (replace(HEALTHY, projected=40.0), None, None, None, 100, "learning"),
+        (replace(HEALTHY, projected=40.0, projected_std=0.001), None, None, None, 100, "collapsed"),
+        (replace(HEALTHY, projected=40.0, projected_std=0.9), None, None, None, 100, "learning"),
         (replace(HEALTHY, view_retrieval=0.01), UNTRAINED, 1.0, math.log(4), 50, "learning"),  # rotation: no views
         (UNTRAINED, UNTRAINED, 6.19, 6.2, 1, "too short"),  # loss at chance
         (HEALTHY, UNTRAINED, 6.19, 6.2, 100, "too short"),

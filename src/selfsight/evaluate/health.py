@@ -1,7 +1,6 @@
 """Did it work? Numbers on the embeddings that need no labels, and what they say in words."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +16,7 @@ from selfsight.data.images import ImageSet
 from selfsight.data.loader import in_order
 from selfsight.errors import SelfsightError
 from selfsight.evaluate.features import evaluating
+from selfsight.methods import Method
 from selfsight.nn import autocast
 
 COLLAPSED_STD = 0.02
@@ -58,6 +58,8 @@ class Health:
     """Share of views whose nearest view, of all others, is the other view of their image: 0 to 1."""
     projected: float | None = None
     """In how many directions what the loss compares differs: RankMe around its mean; None where it was not seen."""
+    projected_std: float | None = None
+    """Spread of what the loss compares, as `std` where directions are compared; else its standard deviation."""
 
     @property
     def chance(self) -> float:
@@ -129,11 +131,11 @@ def measure(
     device: torch.device,
     n: int = 1024,
     batch_size: int = 256,
-    project: Callable[[Tensor], Tensor | None] = lambda features: None,
+    method: Method | None = None,
 ) -> Health:
     """Embed two random views each of up to `n` of these rows and measure them.
 
-    `project` makes of features (N, dim) what the loss compares, as a method's `projections`.
+    With the `method` that trains this backbone, what its loss compares is measured too.
 
     The images and views are the same at each call, whatever torch's global generator, which is left as it was.
     Raises ValueError for fewer than 2 rows, and SelfsightError for embeddings that are not finite.
@@ -142,18 +144,18 @@ def measure(
         raise ValueError("health needs at least 2 images")
     rows = np.random.default_rng(0).permutation(rows)[:n]
     first, second, projected = [], [], []
-    with torch.random.fork_rng(devices=[]), evaluating(backbone), autocast(device):
+    with torch.random.fork_rng(devices=[]), evaluating(backbone), evaluating(method or backbone), autocast(device):
         torch.manual_seed(0)
         for batch in in_order(images, np.sort(rows), batch_size, device):
             features = backbone(view(batch))
             first.append(features.float().cpu())
-            if (z := project(features)) is not None:
+            if method is not None and (z := method.projections(features)) is not None:
                 projected.append(z.float().cpu())
             second.append(backbone(view(batch)).float().cpu())
     a, b = torch.cat(first), torch.cat(second)
     if not torch.isfinite(a).all():
         raise SelfsightError("the embeddings are not finite: the weights are broken; try a lower --lr or --clip 1")
-    rank, z = rankme(a), torch.cat(projected or [a])
+    rank, z = rankme(a), torch.cat(projected) if projected else None
     return Health(
         images=len(a),
         dim=a.shape[1],
@@ -163,7 +165,12 @@ def measure(
         alignment=alignment(a, b),
         uniformity=uniformity(a),
         view_retrieval=view_retrieval(a, b),
-        projected=rankme(z - z.mean(0)) if projected else None,
+        projected=None if z is None else rankme(z - z.mean(0)),
+        projected_std=None
+        if z is None or method is None
+        else spread(z)
+        if method.directions
+        else float(z.std(0).mean()),
     )
 
 
@@ -175,8 +182,8 @@ def verdict(health: Health, random: Health | None, loss: float | None, chance: f
 
     1. collapsed, if all embeddings are one point (COLLAPSED_STD), one direction (COLLAPSED_RANK), or have lost most of
        what the untrained network had (LOST), or if what the loss compares differs in hardly a direction
-       (COLLAPSED_PROJECTIONS). A pretext task without views, such as rotation, may lower view retrieval, but not spread
-       or rank with it.
+       (COLLAPSED_PROJECTIONS) or is one point. A pretext task without views, such as rotation, may lower view
+       retrieval, but not spread or rank with it.
     2. too short, if the loss has not left chance (MOVED), or, where no chance loss tells, after FEW_EPOCHS or less the
        embeddings are in nothing better than the untrained network's (BETTER).
     3. learning.
@@ -195,11 +202,9 @@ def verdict(health: Health, random: Health | None, loss: float | None, chance: f
             f"The embeddings of different images are nearly the same (spread {h.std:.2f}, {used}). {RESTART}",
         )
     if h.projected is not None and h.projected < COLLAPSED_PROJECTIONS:
-        return Verdict(
-            "collapsed",
-            f"What the loss compares is nearly the same for all images (it differs in {h.projected:.1f} directions): "
-            f"nothing is learned from it any more. {RESTART}",
-        )
+        return _flat(f"it differs in {h.projected:.1f} directions")
+    if h.projected_std is not None and h.projected_std < COLLAPSED_STD:
+        return _flat(f"spread {h.projected_std:.3f}")
     if loss is not None and chance is not None:
         if loss > MOVED * chance:
             remedy = (
@@ -221,6 +226,11 @@ def verdict(health: Health, random: Health | None, loss: float | None, chance: f
     if random is not None:
         words = f"{words[:-1]}; the untrained network: {random.view_retrieval:.0%} and {random.rankme:.0f}."
     return Verdict("learning", words)
+
+
+def _flat(found: str) -> Verdict:
+    words = f"What the loss compares is nearly the same for all images ({found}): nothing is learned from it any more."
+    return Verdict("collapsed", f"{words} {RESTART}")
 
 
 def _better(h: Health, random: Health) -> bool:

@@ -25,6 +25,7 @@ class LeJEPA(MultiCrop):
     paper = "Balestriero & LeCun, LeJEPA: Provable and Scalable Self-Supervised Learning Without the Heuristics, 2025"
     # Not muon: to make a step of a 2048 x 2048 matrix orthogonal would take longer than the rest of the step.
     optim = Optim("adamw", lr=2e-3, weight_decay=0.01, warmup=0.05)
+    directions = False
     batch_size = 64  # in several views each
     seen = "two large views, whose centre a small view must meet as well"
 

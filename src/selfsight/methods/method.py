@@ -51,6 +51,9 @@ class Method(nn.Module):
     mean_tokens: ClassVar[bool] = False
     """Whether a ViT's features are to be the mean of its patches, since nothing trains its class token."""
 
+    directions: ClassVar[bool] = True
+    """Whether the loss sees the directions of `projections` alone, and not how long they are."""
+
     def __init__(self, backbone: Backbone, config: Config) -> None:
         super().__init__()
         self.backbone = backbone

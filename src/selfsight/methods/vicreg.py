@@ -24,6 +24,7 @@ class VICReg(TwoViews):
 
     paper = "Bardes et al., VICReg: Variance-Invariance-Covariance Regularization for Self-Supervised Learning, 2022"
     optim = Optim("muon", lr=8e-3, weight_decay=0.01, momentum=0.95, warmup=0.1)
+    directions = False
     seen = "two views whose features must agree"
 
     @dataclass(frozen=True)

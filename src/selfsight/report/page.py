@@ -86,7 +86,8 @@ def write_report(run: RunFolder, images: ImageSet, device: torch.device) -> Path
         torch.manual_seed(0)
         untrained = run.random_backbone().to(device)
     health, random = (_health(b, images, device) for b in (backbone, untrained))
-    health = replace(health, projected=_last(metrics, "projected"))  # the head is not kept, but it was seen in training
+    # The head is not kept, but it was seen in training.
+    health = replace(health, projected=_last(metrics, "projected"), projected_std=_last(metrics, "projected_std"))
     rows = np.random.default_rng(0).permutation(len(images))[:MOST_IMAGES]
     features = _features(backbone, images, rows, device)
     neighbours = nearest(images, rows, features)
