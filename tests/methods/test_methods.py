@@ -178,9 +178,9 @@ def test_two_processes_take_the_same_step_as_one(tmp_path: Path) -> None:
 
 
 COMPARES_NOTHING = {
-    "affine", "colorization", "data2vec", "ijepa", "inpainting", "jigsaw", "mae", "rotation", "simmim",
+    "affine", "colorization", "data2vec", "ijepa", "inpainting", "jigsaw", "mae", "rotation", "simmim", "supcon",
 }  # fmt: skip
-"""Methods that predict a class, a colour or features of hidden parts, so that no head's outputs are compared."""
+"""Methods that predict a class, a colour or features of hidden parts, so that no images' vectors are to differ."""
 
 
 @pytest.mark.parametrize("name", methods.names())

@@ -155,7 +155,12 @@ def measure(
     a, b = torch.cat(first), torch.cat(second)
     if not torch.isfinite(a).all():
         raise SelfsightError("the embeddings are not finite: the weights are broken; try a lower --lr or --clip 1")
-    rank, z = rankme(a), torch.cat(projected) if projected else None
+    compared: dict[str, float] = {}
+    if method is not None and projected:
+        z = torch.cat(projected)
+        std = spread(z) if method.directions else float(z.std(0).mean())
+        compared = {"projected": rankme(z - z.mean(0)), "projected_std": std}
+    rank = rankme(a)
     return Health(
         images=len(a),
         dim=a.shape[1],
@@ -165,12 +170,7 @@ def measure(
         alignment=alignment(a, b),
         uniformity=uniformity(a),
         view_retrieval=view_retrieval(a, b),
-        projected=None if z is None else rankme(z - z.mean(0)),
-        projected_std=None
-        if z is None or method is None
-        else spread(z)
-        if method.directions
-        else float(z.std(0).mean()),
+        **compared,
     )
 
 

@@ -50,6 +50,9 @@ class SupCon(TwoViews):
         others = len(z) * process()[1] - 1
         return {"loss": supcon_loss(z, classes, self.temperature), "chance": torch.tensor(math.log(others))}
 
+    def projections(self, features: Tensor) -> None:
+        """Return nothing: a point a class is what this loss aims at, and no collapse."""
+
 
 def supcon_loss(z: Tensor, classes: Tensor, temperature: float) -> Tensor:
     """Return the mean, over views and the others of their class, of -log of their share among all others (equation 2).

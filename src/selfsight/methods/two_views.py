@@ -55,7 +55,7 @@ class TwoViews(Method):
         """Return the views of a batch (2B, C, S, S): the first of all images, then the second."""
         return torch.cat([view(batch) for view in self.views])
 
-    def projections(self, features: Tensor) -> Tensor:
+    def projections(self, features: Tensor) -> Tensor | None:
         """Return the head's output."""
         projected: Tensor = self.head(features)
         return projected
