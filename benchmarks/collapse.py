@@ -40,6 +40,9 @@ FLOOR = 8.0
 CHECKS = 5
 """How often a training without safeguard is looked at, in as many times the steps."""
 
+BATCH = {"wmse": 128}
+"""Of methods that can't learn from --batch-size: twice as many images as the projected vectors are long, to whiten."""
+
 
 @dataclass(frozen=True)
 class Arguments:
@@ -162,9 +165,10 @@ def train(name: str, without: Callable[[Any], None] | None, images: ImageSet, as
     if without:
         without(method)
     optimizer = optim.build(method, cls.optim)
-    stream = Loader(images, rows, asked.batch_size, device, seed=0).stream(0)
+    batch_size = BATCH.get(name, asked.batch_size)
+    stream = Loader(images, rows, batch_size, device, seed=0).stream(0)
     for step, batch in zip(range(longest), stream, strict=False):
-        optim.schedule(optimizer.param_groups, cls.optim, step / longest, asked.batch_size)
+        optim.schedule(optimizer.param_groups, cls.optim, step / longest, batch_size)
         with autocast(device):
             out = method(batch, step / longest)
         optimizer.zero_grad()
