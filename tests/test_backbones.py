@@ -175,6 +175,16 @@ def test_a_size_without_a_patch_is_named() -> None:
         backbones.plan("vit_tiny_patch16_224", 75, 3, MEAN, STD)
 
 
+@pytest.mark.parametrize("name", ["convit_tiny", "levit_128s"])
+def test_networks_for_images_of_one_size_are_named(name: str) -> None:
+    backbone = backbones.create(backbones.plan(name, 96, 3, MEAN, STD)).train()
+    with pytest.raises(SelfsightError, match=rf"--backbone {name}: takes no images of 96 pixels \(.*\); try"):
+        backbones.check(backbone)
+    backbone = backbones.create(backbones.plan(name, 224, 3, MEAN, STD)).train()
+    assert backbones.check(backbone) is backbone
+    assert backbone.training
+
+
 @pytest.mark.parametrize(("name", "size", "least"), [("test_resnet", 15, 16), ("convnext_atto", 28, 32)])
 def test_images_too_small_for_the_network_are_named(name: str, size: int, least: int) -> None:
     with pytest.raises(SelfsightError, match=f"--image-size {size}: .* use --image-size {least} or larger"):

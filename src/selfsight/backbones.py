@@ -23,8 +23,8 @@ SMALL = 64
 TINY = 40
 """Those of more than this are halved twice by that stem, as by timm's: at 64 pixels it is three times as fast."""
 
-VITS = ("vision_transformer", "deit", "eva", "beit")
-"""timm's modules of plain ViTs, whose patches may be of any size; not so LeViT, MaxViT, EfficientViT and the like."""
+VITS = ("vision_transformer", "deit", "eva")
+"""timm's modules of plain ViTs, whose patches may be of any size; not so BEiT, LeViT, MaxViT and the like."""
 
 CLASSIFIERS = ("fc.", "head.", "classifier.")
 """How timm's names of a classifier's weights begin, which a backbone is without."""
@@ -262,6 +262,24 @@ def create(spec: BackboneSpec) -> Backbone:
             with torch.no_grad():
                 vit.pos_embed[0, -math.prod(grid) :] = build_sincos2d_pos_embed(grid, vit.embed_dim)
     return backbone.to(memory_format=torch.channels_last)
+
+
+def check(backbone: Backbone, flag: str = "--backbone") -> Backbone:
+    """Return the backbone if it takes images of its size, asked by an empty one.
+
+    Raises SelfsightError, which names the `flag`, where it does not: many of timm's networks are for one size only.
+    """
+    spec, training = backbone.spec, backbone.training
+    try:
+        with torch.no_grad():
+            backbone.eval()(torch.zeros(1, spec.channels, spec.image_size, spec.image_size))
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        reason = _first_line(error).rstrip(".")
+        raise SelfsightError(
+            f"{flag} {spec.name}: takes no images of {spec.image_size} pixels ({reason}); "
+            "try the --image-size in its name, a ResNet, a ConvNeXt or a ViT as vit_tiny_patch16_224"
+        ) from error
+    return backbone.train(training)
 
 
 def load_pretrained(spec: BackboneSpec, source: str, flag: str = "--pretrained") -> Backbone:

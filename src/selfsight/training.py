@@ -161,7 +161,8 @@ def new_backbone(cls: type[Method], config: Pretrain, images: ImageSet, size: in
         std = tuple(np.maximum(sample.std((0, 2, 3)), 0.01).round(4).tolist())
     loaded, by_mean = config.pretrained is not None, cls.mean_tokens and backbones.is_vit(name)
     spec = backbones.plan(name, size, images.channels, mean, std, pretrained=loaded, mean_tokens=by_mean)
-    return backbones.load_pretrained(spec, config.pretrained) if config.pretrained else backbones.create(spec)
+    source = config.pretrained
+    return backbones.check(backbones.load_pretrained(spec, source) if source else backbones.create(spec))
 
 
 def _backbone_of_run(config: Pretrain, images: ImageSet, size: int) -> Backbone:
