@@ -24,7 +24,7 @@ COLLAPSED_STD = 0.02
 COLLAPSED_RANK = 2.0
 """RankMe counts the common mean of all embeddings as one direction: below 2 there is hardly another."""
 COLLAPSED_PROJECTIONS = 5.0
-"""Around their mean: untrained heads on a resnet10t differ in 16 to 61 directions, trained ones in 40 and more."""
+"""Around their mean: heads on a resnet10t differ in 16 to 132 directions untrained, in 14 and more after 300 steps."""
 LOST = 0.25
 """A quarter of what the untrained network had, of spread or rank and of view retrieval: a collapse under way."""
 MOVED = 0.98
