@@ -35,7 +35,7 @@ from selfsight.nn import autocast
 from selfsight.training import Pretrain, new_backbone
 
 FLOOR = 8.0
-"""RankMe that a method as it is must keep: an untrained network has 11 or 12 on these images, a collapsed one 1 or 2."""
+"""RankMe that a method as it is must keep: untrained networks have 11 and 12 on these images, collapsed ones 2."""
 
 CHECKS = 5
 """How often a training without safeguard is looked at, in as many times the steps."""
