@@ -34,6 +34,9 @@ from selfsight.methods import Facts, Method
 from selfsight.nn import autocast
 from selfsight.training import Pretrain, new_backbone
 
+SIZE = 32
+"""Side of a view in pixels."""
+
 FLOOR = 8.0
 """RankMe that a method as it is must keep: untrained networks have 11 and 12 on these images, collapsed ones 2."""
 
@@ -150,16 +153,16 @@ SAFEGUARD: dict[str, tuple[str, Callable[[Any], None]]] = {
 
 def seen(method: Method, images: ImageSet, rows: NDArray[np.int64], device: torch.device) -> Health:
     """Return the health of what the method would keep, and of what it compares."""
-    return measure(method.encoder(), light_view(32), images, rows, device, method=method)
+    return measure(method.encoder(), light_view(SIZE), images, rows, device, method=method)
 
 
 def train(name: str, without: Callable[[Any], None] | None, images: ImageSet, asked: Arguments) -> dict[str, Any]:
     """Train a method, `without` its safeguard if that is given; return its steps, and the health before and after."""
     torch.manual_seed(0)
-    device, cls, size = torch.device("cuda" if torch.cuda.is_available() else "cpu"), methods.get(name), 32
+    device, cls = torch.device("cuda" if torch.cuda.is_available() else "cpu"), methods.get(name)
     rows = images.rows("train")
-    backbone = new_backbone(cls, Pretrain(), images, size)
-    method = cls(backbone, cls.Config().fit_to(Facts(len(rows), size, images.channels, len(images)))).to(device)
+    backbone = new_backbone(cls, Pretrain(), images, SIZE)
+    method = cls(backbone, cls.Config().fit_to(Facts(len(rows), SIZE, images.channels, len(images)))).to(device)
     row: dict[str, Any] = {"untrained": dataclasses.asdict(seen(method, images, rows, device))}
     longest = asked.steps * (CHECKS if without else 1)
     if without:
@@ -191,7 +194,7 @@ def judged(row: dict[str, Any]) -> tuple[Health, str]:
 
 
 def main(asked: Arguments) -> None:
-    images = open_images(asked.data, image_size=32)
+    images = open_images(asked.data, image_size=SIZE)
     lines = asked.out.read_text().splitlines() if asked.out.exists() else []
     done = {(row["method"], row["without"]): row for row in map(json.loads, lines)}
     table = Table(

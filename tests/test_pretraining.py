@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from selfsight import backbones
 from selfsight.errors import SelfsightError
 from selfsight.methods.simclr import SimCLR
 from selfsight.pretraining import pretrain
+from selfsight.run import RunFolder
 from selfsight.training import Pretrain
 from tests.test_training import Digits, train
 
@@ -54,6 +56,14 @@ def test_refuses_to_overwrite_a_run(digits: Digits, tmp_path: Path) -> None:
 def test_wrong_settings_are_named(digits: Digits, tmp_path: Path, changes: dict[str, object], words: str) -> None:
     with pytest.raises(SelfsightError, match=words):
         train(digits[0][:64], tmp_path / "run", **changes)
+
+
+def test_a_run_whose_network_takes_one_size_only_is_named(digits: Digits, tmp_path: Path) -> None:
+    spec, begun = backbones.plan("convit_tiny", 224, 1, (0.5,), (0.25,)), RunFolder(tmp_path / "begun")
+    begun.write_config({"backbone": backbones.spec_to_json(spec)})
+    begun.save_backbone(backbones.create(spec))
+    with pytest.raises(SelfsightError, match="convit_tiny: takes no images of 16 pixels"):
+        train(digits[0][:64], tmp_path / "run", pretrained=str(tmp_path / "begun"), backbone="auto")
 
 
 def test_settings_of_the_method_are_kept_in_the_config(digits: Digits, tmp_path: Path) -> None:

@@ -264,10 +264,10 @@ def create(spec: BackboneSpec) -> Backbone:
     return backbone.to(memory_format=torch.channels_last)
 
 
-def check(backbone: Backbone, flag: str = "--backbone") -> Backbone:
+def check(backbone: Backbone) -> Backbone:
     """Return the backbone if it takes images of its size, asked by an empty one.
 
-    Raises SelfsightError, which names the `flag`, where it does not: many of timm's networks are for one size only.
+    Raises SelfsightError where it does not: many of timm's networks are for one size only.
     """
     spec, training = backbone.spec, backbone.training
     try:
@@ -276,7 +276,7 @@ def check(backbone: Backbone, flag: str = "--backbone") -> Backbone:
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         reason = _first_line(error).rstrip(".")
         raise SelfsightError(
-            f"{flag} {spec.name}: takes no images of {spec.image_size} pixels ({reason}); "
+            f"--backbone {spec.name}: takes no images of {spec.image_size} pixels ({reason}); "
             "try the --image-size in its name, a ResNet, a ConvNeXt or a ViT as vit_tiny_patch16_224"
         ) from error
     return backbone.train(training)

@@ -147,7 +147,7 @@ def _recipe(own: optim.Optim, config: Pretrain) -> optim.Optim:
 def new_backbone(cls: type[Method], config: Pretrain, images: ImageSet, size: int) -> Backbone:
     """Return the backbone that a training by this method starts from, for images of `size` pixels."""
     if config.pretrained and Path(config.pretrained).is_dir():
-        return _backbone_of_run(config, images, size)
+        return backbones.check(_backbone_of_run(config, images, size))
     name = config.backbone
     if name == "auto" and cls.vit:
         name = "vit_small_patch16_224" if torch.cuda.is_available() else "vit_tiny_patch16_224"
