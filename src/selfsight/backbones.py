@@ -264,20 +264,23 @@ def create(spec: BackboneSpec) -> Backbone:
     return backbone.to(memory_format=torch.channels_last)
 
 
-def check(backbone: Backbone) -> Backbone:
-    """Return the backbone if it takes images of its size, asked by an empty one.
+def check(backbone: Backbone, small: int | None = None) -> Backbone:
+    """Return the backbone if it takes images of its size, or views of `small` pixels, asked by an empty one.
 
     Raises SelfsightError where it does not: many of timm's networks are for one size only.
     """
     spec, training = backbone.spec, backbone.training
+    size = small or spec.image_size
     try:
         with torch.no_grad():
-            backbone.eval()(torch.zeros(1, spec.channels, spec.image_size, spec.image_size))
+            backbone.eval()(torch.zeros(1, spec.channels, size, size, device=backbone.mean.device))
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         reason = _first_line(error).rstrip(".")
+        what = f"small views of {size} pixels" if small else f"images of {size} pixels"
+        remedy = "--local-views 0" if small else "the --image-size in its name"
         raise SelfsightError(
-            f"--backbone {spec.name}: takes no images of {spec.image_size} pixels ({reason}); "
-            "try the --image-size in its name, a ResNet, a ConvNeXt or a ViT as vit_tiny_patch16_224"
+            f"--backbone {spec.name}: takes no {what} ({reason}); "
+            f"try {remedy}, a ResNet, a ConvNeXt or a ViT as vit_tiny_patch16_224"
         ) from error
     return backbone.train(training)
 

@@ -16,6 +16,7 @@ from torch.multiprocessing.spawn import spawn
 from selfsight import backbones, optim
 from selfsight.data.images import Batch
 from selfsight.distillation import dino_loss
+from selfsight.errors import SelfsightError
 from selfsight.methods import Facts
 from selfsight.methods.dino import DINO
 
@@ -252,6 +253,13 @@ def test_local_views_are_of_a_size_that_the_backbone_takes(backbone: str, size: 
     assert method.local.size == side
     with torch.no_grad():
         assert method.backbone.eval()(torch.rand(1, 3, side, side)).shape == (1, method.backbone.dim)
+
+
+def test_a_backbone_that_takes_no_small_views_is_named() -> None:
+    backbone = backbones.create(backbones.plan("levit_128s", 224, 3, (0.5,) * 3, (0.2,) * 3))
+    with pytest.raises(SelfsightError, match=r"--backbone levit_128s: takes no small views of 96 .* --local-views 0"):
+        DINO(backbone, DINO.Config())
+    assert DINO(backbone, DINO.Config(local_views=0)).local_views == 0
 
 
 def test_defaults_shrink_with_the_data() -> None:

@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from selfsight.methods.ibot import IBOT
-from selfsight.optim import Optim
 
 
 class DINOv2(IBOT):
     """Self-distillation: DINO and iBOT with separate heads, Sinkhorn's centring, and KoLeo."""
 
     paper = "Oquab et al., DINOv2: Learning Robust Visual Features without Supervision, 2024"
-    optim = Optim("adamw", lr=2e-3, weight_decay=0.04, final_weight_decay=0.2, warmup=0.1, clip=3.0)
 
     @dataclass(frozen=True)
     class Config(IBOT.Config):

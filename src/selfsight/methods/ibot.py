@@ -18,14 +18,13 @@ from selfsight.distillation import Targets
 from selfsight.masking import blocks, encode, grid_of, the_vit, without
 from selfsight.methods.dino import DINO
 from selfsight.nn import Teacher
-from selfsight.optim import Optim
 
 
 class IBOT(DINO):
     """Self-distillation: DINO, and hidden patches must be answered as the teacher, which sees them, does."""
 
     paper = "Zhou et al., iBOT: Image BERT Pre-Training with Online Tokenizer, 2022"
-    optim = Optim("adamw", lr=2e-3, weight_decay=0.04, final_weight_decay=0.4, warmup=0.1, clip=3.0)
+    batch_size = 32  # a ViT from scratch gains more from many steps
     vit = True
 
     @dataclass(frozen=True)

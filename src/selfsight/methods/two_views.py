@@ -6,7 +6,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from selfsight.backbones import Backbone
+from selfsight.backbones import Backbone, check
 from selfsight.data.augment import asymmetric_pair, whole
 from selfsight.data.images import Batch
 from selfsight.methods.method import Facts, Method
@@ -120,6 +120,8 @@ class MultiCrop(TwoViews):
         assert config.crop_min
         self.local_views = config.local_views or 0
         side = backbone.side_from(spec.image_size * 3 / 7)  # as the paper's 96 pixels to its 224
+        if self.local_views:
+            check(backbone, small=side)
         scale, blur = (config.local_min, config.crop_min), 0.5 * self.views[0].blur
         self.local = replace(self.views[0], size=side, scale=scale, blur=blur)
 
