@@ -58,7 +58,7 @@ class Arguments:
     steps: int = 300
     """Of each training."""
     batch_size: int = 64
-    """Images a step."""
+    """Images a step; fewer where a method's own batch is smaller."""
     out: Path = Path("collapse.jsonl")
     """Where the rows go."""
 
@@ -168,7 +168,7 @@ def train(name: str, without: Callable[[Any], None] | None, images: ImageSet, as
     if without:
         without(method)
     optimizer = optim.build(method, cls.optim)
-    batch_size = BATCH.get(name, asked.batch_size)
+    batch_size = BATCH.get(name, min(cls.batch_size, asked.batch_size))
     stream = Loader(images, rows, batch_size, device, seed=0).stream(0)
     for step, batch in zip(range(longest), stream, strict=False):
         optim.schedule(optimizer.param_groups, cls.optim, step / longest, batch_size)

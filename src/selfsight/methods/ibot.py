@@ -5,7 +5,7 @@ Zhou, Wei, Wang, Shen, Xie, Yuille, Kong: iBOT: Image BERT Pre-Training with Onl
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ class IBOT(DINO):
     """Self-distillation: DINO, and hidden patches must be answered as the teacher, which sees them, does."""
 
     paper = "Zhou et al., iBOT: Image BERT Pre-Training with Online Tokenizer, 2022"
+    optim = replace(DINO.optim, lr=8e-3)  # as of the other methods that hide a ViT's patches
     batch_size = 32  # a ViT from scratch gains more from many steps
     vit = True
 
