@@ -1,11 +1,14 @@
 """What is written while a method trains."""
 
+import itertools
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from safetensors.torch import load_file
 
+from selfsight import watch
 from selfsight.pretraining import pretrain
 from selfsight.training import Pretrain
 from tests.test_training import Digits
@@ -33,3 +36,18 @@ def test_labels_are_asked_of_the_embeddings_and_change_nothing(
             assert (float(last.get(f"{kind}_{other}") or 0) > 0.3) == (other == beside)
     weights, others = (load_file(run.weights_file) for run in runs)
     assert all(bool((weights[key] == others[key]).all()) for key in weights)
+
+
+@pytest.mark.parametrize(("seconds", "count"), [(1, 10), (60, 2)])
+def test_health_that_takes_long_is_measured_less_often(
+    digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: int, count: int
+) -> None:
+    np.savez(tmp_path / "bare.npz", images=digits[0][:512])
+    clock = itertools.count(step=seconds)  # each look at it is so much later
+    monkeypatch.setattr(watch, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    config = Pretrain(out=tmp_path / "run", epochs=1, batch_size=32, backbone="test_resnet", checkpoint_minutes=1e6)
+    run = pretrain(tmp_path / "bare.npz", "simclr", config)
+    assert run is not None
+    measured = [row["step"] for row in run.metrics() if row.get("rankme")]
+    assert len(measured) == count
+    assert measured[-1] == run.metrics()[-1]["step"]

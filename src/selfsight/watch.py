@@ -34,7 +34,9 @@ from selfsight.run import RunFolder
 STRENGTH = 0.01
 """C of the linear probes during a training: to choose it would take longer than all else of a check."""
 CHECKS = 10
-"""Health is measured this many times over a training."""
+"""Health is measured this many times over a training, or fewer where that would take long."""
+LONG = 2.0
+"""Seconds: of checks that take longer some are left out, so that all take a tenth of the training at most."""
 
 
 class Resumable(Protocol):
@@ -116,11 +118,14 @@ class Watchers:
 class Journal:
     """Writes the mean of the scalars every 20 steps, and at each tenth of the training the health of the embeddings.
 
+    Where measuring health takes long some tenths go without, but never the last.
+
     Its attributes are its state, and plain data: they are in the checkpoint.
     """
 
     def __init__(self) -> None:
         self.checks = 0
+        self.rest = 0.0  # seconds of training before which health isn't measured again
         self.count = 0
         self.sums: dict[str, float] = {}
 
@@ -153,8 +158,11 @@ class Journal:
         self.count, self.sums = 0, {}
         self.checks = int(training.progress * CHECKS)
         if training.trainer.is_global_zero:
-            if check:
+            if check and (training.progress >= 1 or training.seconds >= self.rest):
+                start = time.monotonic()
                 row |= _health(training)
+                took = time.monotonic() - start
+                self.rest = training.seconds + 10 * took if took > LONG else 0.0
             training.run.append_metrics(row)
             for logger in training.trainer.loggers:
                 logger.log_metrics(row, training.steps)
