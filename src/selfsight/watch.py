@@ -36,7 +36,7 @@ STRENGTH = 0.01
 CHECKS = 10
 """Health is measured this many times over a training, or fewer where that would take long."""
 LONG = 2.0
-"""Seconds: of checks that take longer some are left out, so that all take a tenth of the training at most."""
+"""Seconds: of checks that take longer some are left out, so that all take about a tenth of the training."""
 
 
 class Resumable(Protocol):
