@@ -1,12 +1,15 @@
 """Shared by all tests: small real images, one or two threads, a cache of their own."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits, load_sample_images
+from torch import Tensor
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -19,6 +22,21 @@ def few_threads() -> None:
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Decoded images go to a folder of this test session."""
     monkeypatch.setenv("SELFSIGHT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture
+def fused(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Of each call of torch's fused attention from now on, whether it was for a gradient."""
+    calls: list[bool] = []
+    attention: Any = F.scaled_dot_product_attention
+
+    def noted(*tensors: Tensor, **settings: Any) -> Tensor:
+        calls.append(torch.is_grad_enabled())
+        found: Tensor = attention(*tensors, **settings)
+        return found
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", noted)
+    return calls
 
 
 @pytest.fixture(scope="session")

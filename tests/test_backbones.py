@@ -170,6 +170,28 @@ def test_networks_that_only_have_vit_in_their_name_get_no_patches(name: str) -> 
     assert backbones.plan(name, 64, 3, MEAN, STD).patch_size is None
 
 
+def test_attention_on_a_cpu_is_plain_for_a_block_and_the_same(fused: list[bool]) -> None:
+    backbone, x = backbones.create(backbones.plan("test_vit", 32, 3, MEAN, STD)).eval(), torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        expected, depth = backbone(x), len(fused)
+        assert depth == len(backbone.model.blocks)
+        with backbones.plain_attention(torch.nn.Sequential(backbone), torch.device("cpu")):
+            assert torch.allclose(backbone(x), expected, atol=1e-5)
+        with pytest.raises(ValueError, match="amiss"), backbones.plain_attention(backbone, torch.device("cpu")):
+            raise ValueError("amiss")
+        assert len(fused) == depth
+        backbone(x)
+        assert len(fused) == 2 * depth
+
+
+@pytest.mark.parametrize(("size", "device"), [(32, "cuda"), (272, "cpu")])
+def test_attention_stays_fused_on_gpus_and_for_many_patches(size: int, device: str, fused: list[bool]) -> None:
+    backbone = backbones.create(backbones.plan("test_vit", size, 3, MEAN, STD)).eval()
+    with backbones.plain_attention(backbone, torch.device(device)):
+        backbone(torch.rand(1, 3, size, size))
+    assert len(fused) == len(backbone.model.blocks)
+
+
 def test_a_size_without_a_patch_is_named() -> None:
     with pytest.raises(SelfsightError, match="--image-size 75"):
         backbones.plan("vit_tiny_patch16_224", 75, 3, MEAN, STD)

@@ -196,3 +196,10 @@ def test_a_fraction_of_the_training_images_is_the_same_for_a_seed(digits: Digits
 def test_views_have_the_images_size_in_steps_that_a_network_halves(tmp_path: Path, side: int, size: int) -> None:
     images = np.random.default_rng(0).integers(0, 255, (16, side, side), dtype=np.uint8)
     assert train(images, tmp_path / "run", batch_size=8).config()["chosen"]["image_size"] == size
+
+
+def test_on_a_cpu_vits_and_decoders_train_without_fused_attention(
+    digits_file: Path, tmp_path: Path, fused: list[bool]
+) -> None:
+    pretrain(digits_file, "mae", Pretrain(out=tmp_path / "run", epochs=0.1, batch_size=32, backbone="test_vit"))
+    assert not any(fused), "none with a gradient: the check of the network's size has none"

@@ -2,6 +2,8 @@
 
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,9 @@ TINY = 40
 
 VITS = ("vision_transformer", "deit", "eva")
 """timm's modules of plain ViTs, whose patches may be of any size; not so BEiT, LeViT, MaxViT and the like."""
+
+MOST_PATCHES = 256
+"""What each patch of an image says to each other is held in memory on a CPU for images of up to this many patches."""
 
 CLASSIFIERS = ("fc.", "head.", "classifier.")
 """How timm's names of a classifier's weights begin, which a backbone is without."""
@@ -173,6 +178,10 @@ class Backbone(nn.Module):
         self.register_buffer("mean", torch.tensor(spec.mean).view(shape), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(shape), persistent=False)
 
+    def patches(self) -> float:
+        """Return the number of patches of an image, where the backbone is a ViT."""
+        return (self.spec.image_size / (self.spec.patch_size or own_patch(self.spec.name))) ** 2
+
     def side_from(self, least: float) -> int:
         """Return the smallest side of a view, `least` pixels or more: in whole patches, or else steps of 16 pixels."""
         unit = self.spec.patch_size or 16
@@ -228,6 +237,25 @@ class Backbone(nn.Module):
             self.normalize(x), indices=self._levels, norm=True, intermediates_only=True
         )
         return maps
+
+
+@contextmanager
+def plain_attention(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """Have ViTs' attention on a CPU computed by matrix products for the block, not by torch's fused kernel.
+
+    In bfloat16 that takes up to twice as long there, in float32 as long. It needs less memory, so it stays where a
+    backbone's images have more than MOST_PATCHES patches, and on GPUs.
+    """
+    many = any(part.patches() > MOST_PATCHES for part in module.modules() if isinstance(part, Backbone))
+    layers: list[Any] = [part for part in module.modules() if getattr(part, "fused_attn", False)]
+    changed = [] if many or device.type != "cpu" else layers
+    for layer in changed:
+        layer.fused_attn = False
+    try:
+        yield
+    finally:
+        for layer in changed:
+            layer.fused_attn = True
 
 
 def with_stem(spec: BackboneSpec, stride: int, padding: int) -> BackboneSpec:

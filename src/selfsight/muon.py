@@ -65,10 +65,18 @@ def orthogonal(x: Tensor) -> Tensor:
     if x.shape[0] > x.shape[1]:
         return orthogonal(x.T).T
     x = x.float() / x.float().norm().clamp(min=1e-7)
-    gram, identity = x @ x.T, torch.eye(len(x), device=x.device)
-    product = identity
-    for a, b, c in COEFFICIENTS:
-        polynomial = a * identity + b * gram + c * gram @ gram
-        product = polynomial @ product
+    gram = x @ x.T
+    first, *others = COEFFICIENTS
+    product = polynomial = _polynomial(gram, *first)
+    for coefficients in others:
         gram = polynomial @ gram @ polynomial
+        polynomial = _polynomial(gram, *coefficients)
+        product = polynomial @ product
     return product @ x
+
+
+def _polynomial(gram: Tensor, a: float, b: float, c: float) -> Tensor:
+    """Return a + b·A + c·A² of A = `gram` (m, m)."""
+    value = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+    value.diagonal().add_(a)
+    return value

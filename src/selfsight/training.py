@@ -181,7 +181,7 @@ def fit(module: "Trainee", device: torch.device) -> None:
     """Run Lightning's Trainer over the module, from the run's last checkpoint if it is to be resumed."""
     config, checkpoint = module.config, module.run.checkpoint_file
     bf16 = config.precision == "bf16" or (config.precision == "auto" and fast_bf16(device))
-    with quiet_lightning():
+    with quiet_lightning(), backbones.plain_attention(module, device):
         trainer = L.Trainer(
             max_epochs=-1,
             accelerator="gpu" if device.type == "cuda" else "cpu",

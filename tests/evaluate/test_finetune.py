@@ -46,6 +46,14 @@ def test_a_vit_learns_at_a_lower_rate() -> None:
     assert FinetuneConfig(lr=0.1).optim(vit).lr == 0.1
 
 
+def test_a_vit_is_tuned_and_read_without_fused_attention_on_a_cpu(fused: list[bool]) -> None:
+    images, vit = digits(60), create(replace(SPEC, name="test_vit", patch_size=4, small_stem=False))
+    brief = replace(QUICK, min_steps=2, max_steps=2)
+    model = finetune(vit, images, np.arange(40), images.require_labels(), 10, brief, probe=None, device=CPU, seed=0)
+    classify(model, images, np.arange(60), device=CPU)
+    assert not fused
+
+
 def test_the_seed_decides_everything() -> None:
     images, net = digits(60), backbone()
     labels = images.require_labels()

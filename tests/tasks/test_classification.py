@@ -376,6 +376,14 @@ def test_rates_of_a_pretrained_vit_fall_towards_the_first_block(digits_file: Pat
     assert set(peaks(pretrained=False, lr=None).values()) == {5e-4}, "a ViT's default"
 
 
+def test_a_vit_learns_without_fused_attention_on_a_cpu(digits_file: Path, tmp_path: Path, fused: list[bool]) -> None:
+    brief = replace(SHORT, min_steps=2, max_steps=2)
+    job = open_job(net("test_vit"), digits_file, TrainConfig(), ClassificationConfig(), brief)
+    model, rows, none = job.model(net("test_vit")), job.rows("train")[:32], np.zeros(0, np.int64)
+    learn(Learner(job, model, rows, none, brief, RunFolder(tmp_path), True, 0), CPU)
+    assert not any(fused)
+
+
 def test_a_class_of_the_test_that_training_has_not_is_named(digits_file: Path, tmp_path: Path) -> None:
     with np.load(digits_file) as digits:
         np.savez(tmp_path / "few.npz", images=digits["images"][:200], labels=digits["labels"][:200] % 5)

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from selfsight.backbones import Backbone
+from selfsight.backbones import Backbone, plain_attention
 from selfsight.data.augment import whole
 from selfsight.data.images import ImageSet
 from selfsight.data.loader import in_order
@@ -24,9 +24,10 @@ MOST_PIXELS = 3072
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Put a module in eval mode without gradients for the block; afterwards each part trains or not as before."""
     before = {part: part.training for part in module.modules()}
+    device = next((weights.device for weights in module.parameters()), torch.device("cpu"))
     module.eval()
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), plain_attention(module, device):
             yield
     finally:
         for part, training in before.items():

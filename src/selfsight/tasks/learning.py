@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from selfsight import optim
+from selfsight.backbones import plain_attention
 from selfsight.errors import SelfsightError, StoppedError
 from selfsight.evaluate.finetune import RATE_BATCH, peak
 from selfsight.nn import fast_bf16, process, synchronize_batchnorm
@@ -101,7 +102,7 @@ def learn(learner: "Learner", device: torch.device) -> None:
     """
     config, run = learner.config, learner.run
     bf16 = config.precision == "bf16" or (config.precision == "auto" and fast_bf16(device))
-    with quiet_lightning():
+    with quiet_lightning(), plain_attention(learner, device):
         trainer = L.Trainer(
             max_epochs=-1,
             accelerator="gpu" if device.type == "cuda" else "cpu",
