@@ -29,7 +29,7 @@ VITS = ("vision_transformer", "deit", "eva")
 """timm's modules of plain ViTs, whose patches may be of any size; not so BEiT, LeViT, MaxViT and the like."""
 
 MOST_PATCHES = 256
-"""What each patch of an image says to each other is held in memory on a CPU for images of up to this many patches."""
+"""On a CPU all attention weights are held in memory for images of up to this many patches."""
 
 CLASSIFIERS = ("fc.", "head.", "classifier.")
 """How timm's names of a classifier's weights begin, which a backbone is without."""
