@@ -1,6 +1,6 @@
 r"""Is each method as good as lightly's, and how much faster? Same backbone, images, epochs and batch.
 
-    python benchmarks/beside_lightly.py DATA/fashion --methods byol vicreg moco_v2 barlow_twins swav dino
+    python -m benchmarks.beside_lightly DATA/fashion --methods byol vicreg moco_v2 barlow_twins swav dino
 
 lightly trains as its example of the method does: its heads, loss, optimizer and rate, its transform on PIL images in a
 DataLoader with two workers, float32; only what depends on the size of images is fitted to 28 pixels. selfsight trains
@@ -147,7 +147,7 @@ def moco_v2(backbone: Backbone, batch_size: int) -> Recipe:
 
 
 def swav(backbone: Backbone, batch_size: int) -> Recipe:
-    head, prototypes = SwaVProjectionHead(backbone.dim, 512, 128), SwaVPrototypes(128, 512, 1)
+    head, prototypes = SwaVProjectionHead(backbone.dim, 512, 128), SwaVPrototypes(128, 512)
     criterion = SwaVLoss()
 
     def loss(views: list[Tensor], progress: float) -> Tensor:

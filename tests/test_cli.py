@@ -1,6 +1,7 @@
 """The command line: verbs work end to end, results as JSON on stdout, one-line errors, exit codes."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -195,3 +196,14 @@ def test_evaluating_images_without_labels_says_what_to_do(
     capsys.readouterr()
     assert selfsight(monkeypatch, "evaluate", run, folder / "3") == 1
     assert "no labels; put images in one subfolder per class" in capsys.readouterr().err
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    """As in `selfsight methods | head -1`."""
+    command = [sys.executable, "-m", "selfsight", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -519,7 +520,19 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
 
 def main() -> None:
     """Run a verb: exit code 0 done, 1 failed with a one-line reason, 2 wrong usage."""
-    argv = sys.argv[1:]
+    try:
+        try:
+            dispatch(sys.argv[1:])
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not reader_left():
+            raise
+        raise SystemExit(1) from None
+
+
+def dispatch(argv: list[str]) -> None:
+    """Run the verb that `argv` begins with."""
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
         raise SystemExit(0 if argv else 2)
@@ -539,6 +552,16 @@ def main() -> None:
     except KeyboardInterrupt:
         say("selfsight: interrupted")
         raise SystemExit(130) from None
+
+
+def reader_left() -> bool:
+    """Whether nobody reads standard output any more, as in `selfsight methods | head -1`; if so, hush it."""
+    try:
+        os.write(sys.stdout.fileno(), b"\n")  # a flush would not tell where Python runs unbuffered
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 if __name__ == "__main__":
