@@ -1,11 +1,11 @@
-import time
-
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
+from torch import Tensor
 
 from selfsight.evaluate.linear import ONE_SHOT, STRENGTHS, Probe, fit_probe, folds, rotate, scale, solve
 
@@ -107,11 +107,20 @@ def test_folds_are_even_within_each_class() -> None:
     assert folds(torch.arange(10), 0) is None
 
 
-def test_it_is_quick_enough() -> None:
+def test_few_looks_at_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All strengths and the fit take 102 together; 136 where the run-up to the last fit is as exact as that itself."""
+    looks = 0
+    product = F.linear
+
+    def counted(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        nonlocal looks
+        looks += 1
+        return product(x, weight, bias)
+
+    monkeypatch.setattr(F, "linear", counted)
     rng = np.random.default_rng(0)
     y = rng.integers(0, 10, 3000)
     x = (rng.normal(size=(3000, 256)) + rng.normal(size=(10, 256))[y] * 0.3).astype(np.float32)
-    start = time.monotonic()
     probe: Probe = fit_probe(x, y, 10)
-    assert time.monotonic() - start < 5  # 0.4 s on an idle core
     assert probe.strength in STRENGTHS
+    assert 0 < looks < 120

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -22,7 +23,7 @@ HOLDOUT_ABOVE = 2000
 PATIENCE = 3
 """The path ends when this many strengths in a row were no better."""
 ROUGH = 1e-3
-"""Tolerance while strengths are compared: the held-out accuracy is within 0.1 % of that at the optimum."""
+"""Tolerance on the way and while strengths are compared: the held-out accuracy is within 0.1 % of the optimum's."""
 ABSENT = -30.0
 """The logit of a class without any label: never predicted, yet finite, so that a head can start from it."""
 
@@ -76,11 +77,11 @@ def fit_probe(
         strength = choose(z, target, count, spread, seed)
     path = [c for c in STRENGTHS if c < strength][-2:]  # a short run-up is all that a warm start needs
     start = None
-    for c in [*path, strength]:
-        start = solve(z, target, count, c, spread, start)
-    assert start is not None
-    weight[present] = (start[:-1].T @ axes.T).numpy()
-    bias[present] = start[-1].numpy()
+    for c in path:
+        start = solve(z, target, count, c, spread, start, ROUGH)
+    best = solve(z, target, count, strength, spread, start)
+    weight[present] = (best[:-1].T @ axes.T).numpy()
+    bias[present] = best[-1].numpy()
     return Probe(mean, std, weight, bias, strength)
 
 
@@ -189,10 +190,11 @@ def solve(
     def objective() -> Tensor:
         with torch.no_grad():
             w = u * step
-            log_p = torch.addmm(w[-1], x, w[:-1]).log_softmax(1)  # (N, K)
+            # Both large products in the order that the CPU's library is quick with: the other way takes twice as long.
+            log_p = F.linear(x, w[:-1].T.contiguous(), w[-1]).log_softmax(1)  # (N, K)
             loss = -log_p.gather(1, rows).mean() + (penalty * w * w).sum() / 2
             error = log_p.exp_().scatter_add_(1, rows, x.new_full((n, 1), -1.0)).div_(n)  # p - onehot
-            gradient = torch.cat([x.T @ error, error.sum(0, keepdim=True)]) + penalty * w
+            gradient = torch.cat([(error.T @ x).T, error.sum(0, keepdim=True)]) + penalty * w
             u.grad = gradient * step
         return loss
 
