@@ -90,6 +90,10 @@ def test_the_main_path(
     assert selfsight(monkeypatch, "select", run, few, "-n", 7, "--strategy", "both", "--out", chosen, "--json") == 0
     assert len(set(json.loads(capsys.readouterr().out)["images"])) == 7
     assert chosen.read_text().splitlines()[0] == "path,label"
+    assert selfsight(monkeypatch, "select", run, folder, "-n", 3) == 1
+    assert "--ignore-labels" in capsys.readouterr().err
+    assert selfsight(monkeypatch, "select", run, folder, "-n", 3, "--ignore-labels", "--json") == 0
+    assert len(json.loads(capsys.readouterr().out)["images"]) == 3
 
     flags = ["--per-class", 2, 5, "--seeds", 2, "--protocols", "knn", "linear", "--json"]
     assert selfsight(monkeypatch, "evaluate", run, folder, *flags) == 0

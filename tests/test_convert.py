@@ -1,6 +1,8 @@
 """Checkpoints of other libraries give the features that their networks gave, and nothing in them is executed."""
 
+import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from selfsight import cli, load
 from selfsight.backbones import IMAGENET_MEAN, IMAGENET_STD, create, plan
 from selfsight.convert import convert
 from selfsight.errors import SelfsightError
@@ -91,3 +94,30 @@ def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
     ):
         with pytest.raises(SelfsightError, match=words):
             convert(tmp_path / f"{name}.ckpt", tmp_path / out, "resnet18", SIZE, IMAGENET_MEAN, IMAGENET_STD)
+
+
+def test_a_converted_run_is_taken_by_the_other_verbs(
+    tmp_path: Path, digits_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is evaluated and drawn; what needs its pretext task or its own images is left out, or asked for in words."""
+    model = create(plan("test_resnet", SIZE, 1, (0.3,), (0.3,), pretrained=True))
+    checkpoint, folder = tmp_path / "w.safetensors", tmp_path / "run"
+    save_file({k: v.contiguous() for k, v in model.model.state_dict().items()}, checkpoint)
+    convert(checkpoint, folder, "test_resnet", SIZE, (0.3,), (0.3,))
+
+    def selfsight(*arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["selfsight", *map(str, arguments)])
+        cli.main()
+        return capsys.readouterr().out
+
+    flags = ["--protocols", "knn", "--per-class", 5, "--seeds", 1, "--no-baselines", "--json"]
+    found = json.loads(selfsight("evaluate", folder, digits_file, *flags))
+    assert found["rows"][0]["method"] == "converted"
+    page = (folder / "report.html").read_text()
+    assert f"The weights of {checkpoint}" in page
+    assert "<h1>w.safetensors, converted</h1>" in page
+    assert f"the images below are of {digits_file}" in page
+    shown = json.loads(selfsight("show", folder, digits_file, "--images", 2, "--json"))["pictures"]
+    assert len(shown) == 1, "only what the backbone looks at"
+    with pytest.raises(SelfsightError, match="the images of a converted run are not known"):
+        load(folder).report()

@@ -16,9 +16,11 @@ from selfsight.errors import SelfsightError
 from selfsight.run import RunFolder
 
 
-def finished(path: Path, name: str, size: int, channels: int = 3) -> tuple[RunFolder, Backbone]:
+def finished(
+    path: Path, name: str, size: int, channels: int = 3, mean_tokens: bool = False
+) -> tuple[RunFolder, Backbone]:
     """Return a run whose weights are random, with BatchNorm statistics as after training."""
-    spec = backbones.plan(name, size, channels, (0.4,) * channels, (0.2,) * channels)
+    spec = backbones.plan(name, size, channels, (0.4,) * channels, (0.2,) * channels, mean_tokens=mean_tokens)
     torch.manual_seed(0)
     backbone = backbones.create(spec)
     for module in backbone.modules():
@@ -32,19 +34,20 @@ def finished(path: Path, name: str, size: int, channels: int = 3) -> tuple[RunFo
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "channels"),
+    ("name", "size", "channels", "mean_tokens"),
     [
-        ("resnet18", 28, 1),
-        ("resnet18", 64, 3),
-        ("resnet18", 96, 3),
-        ("resnet10t", 32, 3),
-        ("vit_tiny_patch16_224", 32, 3),
+        ("resnet18", 28, 1, False),
+        ("resnet18", 64, 3, False),
+        ("resnet18", 96, 3, False),
+        ("resnet10t", 32, 3, False),
+        ("vit_tiny_patch16_224", 32, 3, False),
+        ("vit_tiny_patch16_224", 32, 3, True),
     ],
 )
 def test_timm_loads_the_exported_weights_and_answers_the_same(
-    tmp_path: Path, name: str, size: int, channels: int
+    tmp_path: Path, name: str, size: int, channels: int, mean_tokens: bool
 ) -> None:
-    run, backbone = finished(tmp_path / "run", name, size, channels)
+    run, backbone = finished(tmp_path / "run", name, size, channels, mean_tokens)
     file = export.export(run, "timm")
     about = json.loads(file.with_suffix(".json").read_text())
     model: Any = timm.create_model(about["architecture"], **about["arguments"])

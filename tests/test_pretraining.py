@@ -5,13 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from selfsight import backbones
+from selfsight import backbones, pretraining
 from selfsight.errors import SelfsightError
 from selfsight.methods.simclr import SimCLR
 from selfsight.pretraining import pretrain
 from selfsight.run import RunFolder
-from selfsight.training import Pretrain
+from selfsight.training import Pretrain, Trainee, fit
 from tests.test_training import Digits, train
 
 
@@ -42,6 +43,24 @@ def test_refuses_to_overwrite_a_run(digits: Digits, tmp_path: Path) -> None:
     train(digits[0][:64], tmp_path / "run", batch_size=32)
     with pytest.raises(SelfsightError, match="is finished"):
         train(digits[0][:64], tmp_path / "run")
+
+
+def test_a_file_that_is_damaged_meanwhile_is_listed(
+    digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i, image in enumerate(digits[0][:64]):
+        Image.fromarray(image).save(folder / f"{i}.png")
+
+    def damage_and_fit(module: Trainee, device: torch.device) -> None:
+        (folder / "5.png").write_bytes((folder / "5.png").read_bytes()[:60])
+        fit(module, device)
+
+    monkeypatch.setattr(pretraining, "fit", damage_and_fit)
+    run = train(folder, tmp_path / "run", batch_size=32, cache=False)
+    assert [line.split(",")[0] for line in run.skipped_file.read_text().splitlines()] == ["file", "5.png"]
+    assert run.config()["skipped"] == 1
 
 
 @pytest.mark.parametrize(

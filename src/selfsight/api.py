@@ -67,6 +67,8 @@ class Run:
         """Open a data set as this run's backbone needs it; by default the one it was trained on."""
         config = self.folder.config()
         spec = config["backbone"]
+        if data is None and "converted" in config:
+            raise SelfsightError(f"{self.path}: the images of a converted run are not known; name some")
         return open_images(
             config["data"] if data is None else data,
             image_size=spec["image_size"],
@@ -92,7 +94,7 @@ class Run:
     def index(self, data: str | Path, *, cache: bool = True, cache_dir: Path | None = None) -> "Index":
         """Return the index of a data set, after embedding what is new or changed in it since the last time.
 
-        It lies in the run's folder: <run>/index/<name of the data>.
+        It lies in the run's folder: <run>/index/<name of the data>-<hash of its place>.
         """
         from selfsight.search import Index, update
 
@@ -143,14 +145,25 @@ class Run:
         """Return where `duplicates` writes by default."""
         return self.path / f"duplicates-{pretraining.name_of(data)}"
 
-    def select(self, data: str | Path, n: int = 50, strategy: "Strategy" = "typical", seed: int = 0) -> "list[Entry]":
-        """Return the `n` images of a data set that are most worth a label, beside those that have one."""
+    def select(
+        self,
+        data: str | Path,
+        n: int = 50,
+        strategy: "Strategy" = "typical",
+        seed: int = 0,
+        *,
+        ignore_labels: bool = False,
+    ) -> "list[Entry]":
+        """Return the `n` images of a data set that are most worth a label, beside those that have one.
+
+        With `ignore_labels` of all images, for example where the subfolders are albums, not classes.
+        """
         from selfsight.search import select
 
         index = self.index(data)
         entries = index.entries()
         labels, _ = index_labels([entry.label for entry in entries])
-        known = np.full(len(entries), -1) if labels is None else labels
+        known = np.full(len(entries), -1) if labels is None or ignore_labels else labels
         rows = select(index.vectors([entry.name for entry in entries]), known, n, strategy, seed)
         return [entries[row] for row in rows]
 
@@ -186,16 +199,19 @@ class Run:
     ) -> list[Picture]:
         """Draw what the pretext task asked and the method answered, and what the backbone looks at; return the files.
 
+        Of a converted run, whose pretext task is not known, the last only.
+
         Of up to `images` images, 1 to 10, spread over the test part of the data, or over all where it has none. `seed`
         fixes the random views. The PNGs go to the folder `out`, by default pictures-<data> in the run's.
         """
         if not 1 <= images <= MOST_IMAGES:
             raise SelfsightError(f"--images {images}: must be 1 to {MOST_IMAGES}")
-        method, found = self.trained_method(), self.images(data)
+        found = self.images(data)
         rows = examples(found, images)
         name = pretraining.name_of(found.source if data is None else data)
         folder = Path(out) if out else self.path / f"pictures-{name}"
-        save_pictures(folder, draw(method, found, rows, seed) | draw_looks(self.backbone(), found, rows))
+        asked = {} if "converted" in self.folder.config() else draw(self.trained_method(), found, rows, seed)
+        save_pictures(folder, asked | draw_looks(self.backbone(), found, rows))
         return read_pictures(folder)
 
     def train(

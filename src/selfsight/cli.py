@@ -37,13 +37,13 @@ USAGE = """selfsight: self-supervised learning on your own images
   selfsight demo                   the whole path on 5,000 handwritten digits
 
 DATA is a folder of images (class subfolders are labels when an evaluation asks for them), MNIST-like IDX files,
-an .npz, or a CSV or Parquet file with columns path, label and split. Every verb explains itself with --help and
-prints its result as JSON with --json."""
+an .npz, or a CSV or Parquet file with columns path, label and split. Every verb explains itself with --help;
+all but gallery, which serves its page until Ctrl-C, print their result as JSON with --json."""
 
 
 @dataclass(frozen=True)
 class Shared:
-    """What every verb takes."""
+    """What every verb takes that ends with a result."""
 
     json: bool = False
     """Print the result as JSON on stdout."""
@@ -250,12 +250,16 @@ def select_verb(argv: list[str]) -> None:
         the labels there are doubts; both: of these, ones that differ; random."""
         seed: int = 0
         """Of the clusters, and of random."""
+        ignore_labels: bool = False
+        """Choose among all images: where the subfolders are albums, not classes."""
         out: Path | None = None
         """CSV with columns path,label to fill in; by default only printed."""
         shared: OmitArgPrefixes[Shared] = field(default_factory=Shared)
 
     asked = tyro.cli(Arguments, args=argv, prog="selfsight select", description=select_verb.__doc__)
-    chosen = api.load(asked.run).select(asked.data, asked.n, asked.strategy, asked.seed)
+    chosen = api.load(asked.run).select(
+        asked.data, asked.n, asked.strategy, asked.seed, ignore_labels=asked.ignore_labels
+    )
     paths = [entry.file or entry.name for entry in chosen]
     if asked.out is not None:
         write_table(asked.out, ["path", "label"], [[path, ""] for path in paths])
@@ -326,7 +330,7 @@ def compare_verb(argv: list[str]) -> None:
     @dataclass(frozen=True)
     class Arguments:
         data: Positional[str]
-        """Labeled images; the labels are not used in pretraining."""
+        """Labeled images; no pretraining but supcon's sees the labels."""
         compare: Annotated[CompareConfig, tyro.conf.arg(name="")] = field(default_factory=CompareConfig)
         training: Annotated[Pretrain, tyro.conf.arg(name="")] = field(default_factory=Pretrain)
         evaluation: Annotated[Evaluation, tyro.conf.arg(name="")] = field(default_factory=Evaluation)

@@ -32,6 +32,9 @@ def convert(
 ) -> RunFolder:
     """Write the backbone of another library's checkpoint as a run, which all verbs but `pretrain --resume` take.
 
+    Its pretext task and its images are not known: `show` draws what the backbone looks at, and `report` must be told
+    which images to show.
+
     `backbone` is timm's name of the architecture. Where several networks are in the checkpoint the student counts, not
     its teacher. Raises SelfsightError where the file or the architecture is not it, and where `out` is taken.
     """

@@ -88,6 +88,9 @@ def _timm(backbone: Backbone, out: Path) -> float:
             f"model.maxpool = torch.nn.{model.maxpool!r}",
             f"model.conv1.stride, model.conv1.padding = {model.conv1.stride}, {model.conv1.padding}",
         ]
+    if spec.mean_tokens:
+        model.global_pool, model.fc_norm = "avg", torch.nn.Identity()
+        edits.append("model.global_pool, model.fc_norm = 'avg', torch.nn.Identity()")
     model.eval()
     difference = check(out, backbone, lambda x: model(backbone.normalize(x)))
     arguments = ", ".join(f"{k}={v!r}" for k, v in spec.timm_arguments().items())

@@ -48,6 +48,7 @@ def pretrain(data: Any, method: str, config: Pretrain, method_config: Method.Con
     fit(module, device)
     if not module.trainer.is_global_zero:
         return None
+    write_skipped(run.skipped_file, images.skipped)  # without a cache damage shows when a file is read
     if module.watchers.keeper.stopped:
         raise StoppedError(f"{run.path}: stopped at {module.progress:.0%}; continue with --resume --out {run.path}")
     speed = pace(module)
@@ -58,7 +59,7 @@ def pretrain(data: Any, method: str, config: Pretrain, method_config: Method.Con
         "images_per_second": speed["images_per_second"],
         "peak_memory_bytes": peak_memory(device),
     }
-    run.write_config(run.config() | {"measured": measured})
+    run.write_config(run.config() | {"measured": measured, "skipped": len(images.skipped)})
     rows = spread(images.rows("train"))
     save_pictures(run.path / "pictures", draw(module.method.cpu(), images, rows, config.seed))
     run.save_method(module.method)

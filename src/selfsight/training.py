@@ -87,7 +87,7 @@ class Pretrain:
     cache: bool = True
     """Decode the images once into a memory map; --no-cache reads the files at each epoch."""
     cache_dir: Path | None = None
-    """Where the decoded images are kept; by default ~/.cache/selfsight."""
+    """Where the decoded images are kept; by default $SELFSIGHT_CACHE, or ~/.cache/selfsight."""
     wandb: bool = False
     """Also log to Weights & Biases, if its package is installed."""
 

@@ -76,3 +76,5 @@ def test_what_cannot_be_chosen_is_said() -> None:
         select(features, labels, 3, "uncertain")
     with pytest.raises(SelfsightError, match="--strategy best"):
         select(features, labels, 3, "best")  # type: ignore[arg-type]
+    with pytest.raises(SelfsightError, match=r"all images have a class; .* add --ignore-labels"):
+        select(features, heap, 3)

@@ -31,7 +31,7 @@ class GalleryConfig:
     """Address to serve at. Any other than this machine's own, 0.0.0.0 for example, lets others in: then the page asks
     for a token, which is printed with its address."""
     labels: Path | None = None
-    """SQLite file of the labels; by default gallery/<data>/labels.db in the run's folder."""
+    """SQLite file of the labels; by default gallery/<data>-<hash>/labels.db in the run's folder."""
     layout: MapKind = "umap"
     """How images are laid out on the map: umap, or tsne, which takes several times as long."""
     browser: bool = False

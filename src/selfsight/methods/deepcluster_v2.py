@@ -35,7 +35,7 @@ class DeepClusterV2(MultiCrop):
         """DeepCluster's hyperparameters."""
 
         prototypes: int | None = None
-        """Clusters; by default the paper's 3000, and 512 below 100,000 images."""
+        """Clusters; by default the paper's 3000, and 512 below 100,000 images; a quarter of these at most."""
         clusterings: int = 3
         """Independent clusterings, all of which must be named."""
         rounds: int = 10

@@ -44,7 +44,7 @@ class Distill(TwoViews):
         hidden: int = 2048
         """Width of the student's projector."""
         queue: int | None = None
-        """Earlier views that are related to; by default the paper's 65,536, and half of the images if less."""
+        """Earlier views that are related to; by default half of the images, from 256 to the paper's 65,536."""
 
         def fit_to(self, facts: Facts) -> Self:
             """Fill in what depends on the number and the size of the images."""

@@ -49,7 +49,7 @@ class Method(nn.Module):
     vit: ClassVar[bool] = False
     """Whether it hides patches from a ViT, and so can train nothing else."""
     mean_tokens: ClassVar[bool] = False
-    """Whether a ViT's features are to be the mean of its patches, since nothing trains its class token."""
+    """Whether a ViT's features are to be the mean of its patches, since little or nothing trains its class token."""
 
     directions: ClassVar[bool] = True
     """Whether the loss sees the directions of `projections` alone, and not how long they are."""

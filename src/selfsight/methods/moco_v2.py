@@ -38,7 +38,7 @@ class MoCoV2(Taught):
         projection: int = 128
         """Length of the projected vectors."""
         queue: int | None = None
-        """Earlier views to be told apart from; by default the paper's 65,536, and a quarter of the images if less."""
+        """Earlier views to be told apart from; by default a quarter of the images, from 256 to the paper's 65,536."""
 
         def fit_to(self, facts: Facts) -> Self:
             """Fill in what depends on the number and the size of the images."""

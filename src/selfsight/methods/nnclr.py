@@ -40,7 +40,7 @@ class NNCLR(TwoViews):
         bottleneck: int = 4096
         """Width of the predictor's hidden layer."""
         queue: int | None = None
-        """Earlier views among which neighbours are looked for; by default 98,304, and half of the images if less."""
+        """Earlier views among which neighbours are looked for; by default half of the images, from 256 to 98,304."""
 
         def fit_to(self, facts: Facts) -> Self:
             """Fill in what depends on the number and the size of the images."""

@@ -26,7 +26,7 @@ class NNSiam(SimSiam):
         """SimSiam's hyperparameters, and how many earlier views are neighbours."""
 
         queue: int | None = None
-        """Earlier views that may be neighbours; by default 65,536, and half of the images if less."""
+        """Earlier views that may be neighbours; by default half of the images, from 256 to 65,536."""
 
         def fit_to(self, facts: Facts) -> Self:
             """Fill in what depends on the number and the size of the images."""

@@ -38,7 +38,7 @@ class ReSSL(Taught):
         projection: int = 512
         """Length of the projected vectors."""
         queue: int | None = None
-        """Earlier images to be compared with; by default the paper's 131,072, and a quarter of the images if less."""
+        """Earlier images to be compared with; by default a quarter of the images, from 256 to the paper's 131,072."""
 
         def fit_to(self, facts: Facts) -> Self:
             """Fill in what depends on the number and the size of the images."""

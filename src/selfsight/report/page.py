@@ -91,8 +91,9 @@ def write_report(run: RunFolder, images: ImageSet, device: torch.device) -> Path
     rows = np.random.default_rng(0).permutation(len(images))[:MOST_IMAGES]
     features = _features(backbone, images, rows, device)
     neighbours = nearest(images, rows, features)
+    source = Path(str(config["data"])).name or config["data"]
     page = {
-        "title": f"{config['method']} on {Path(str(config['data'])).name or config['data']}",
+        "title": f"{source}, converted" if "converted" in config else f"{config['method']} on {source}",
         "config": config,
         "shown": images.source,
         "backbone": backbone.spec,

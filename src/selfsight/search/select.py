@@ -41,6 +41,8 @@ def select(
     if strategy not in get_args(Strategy):
         raise SelfsightError(f"--strategy {strategy}: must be one of {', '.join(get_args(Strategy))}")
     free = np.flatnonzero(labels < 0)
+    if len(labels) and not len(free):
+        raise SelfsightError("all images have a class; where subfolders are albums, not classes, add --ignore-labels")
     if not 0 < n <= len(free):
         raise SelfsightError(f"-n {n}: must be 1 to {len(free)}, the number of images without a label")
     if strategy in ("uncertain", "both") and len(np.unique(labels[labels >= 0])) < 2:

@@ -83,7 +83,7 @@ class TrainConfig:
     cache: bool = True
     """Decode the images once into a memory map."""
     cache_dir: Path | None = None
-    """Where the decoded images are kept; by default ~/.cache/selfsight."""
+    """Where the decoded images are kept; by default $SELFSIGHT_CACHE, or ~/.cache/selfsight."""
 
     def __post_init__(self) -> None:
         for amount in self.labels or ():

@@ -50,7 +50,7 @@ class LearnConfig:
     batch_size: int = 8
     """Images a step, over all processes."""
     lr: float | None = None
-    """Peak learning rate of all weights, pretrained or fresh; by default 2e-3, and 5e-4 for ViTs."""
+    """Peak learning rate of all weights, but for the layer decay; by default 2e-3, and 5e-4 for ViTs."""
     weight_decay: float = 0.05
     """Decay of all weights but biases and norms."""
     warmup: float = 0.1
