@@ -75,3 +75,21 @@ def test_show_draws_the_test_part_with_the_trained_method(digits: Digits, tmp_pa
     for images in (0, 11):
         with pytest.raises(selfsight.SelfsightError, match=f"--images {images}: must be 1 to 10"):
             run.show(path, images=images)
+
+
+def test_labels_that_a_training_saw_are_not_tested_on(digits: Digits, tmp_path: Path) -> None:
+    split = np.where(np.arange(200) % 5, "train", "test")
+    np.savez(tmp_path / "plain.npz", images=digits[0][:200], labels=digits[1][:200])
+    np.savez(tmp_path / "split.npz", images=digits[0][:200], labels=digits[1][:200], split=split)
+    config = selfsight.EvaluateConfig(labels=(1.0,), seeds=1, protocols=("knn",), baselines=False)
+    for name in ("plain", "split"):
+        flags = selfsight.Pretrain(out=tmp_path / name, epochs=1, batch_size=32, backbone="test_resnet")
+        run = selfsight.pretrain(str(tmp_path / f"{name}.npz"), "supcon", config=flags)
+        if name == "split":
+            assert run.evaluate(config=config)
+            continue
+        with pytest.raises(selfsight.SelfsightError, match="supcon has seen all labels"):
+            run.evaluate(config=config)
+        with pytest.raises(selfsight.SelfsightError, match="supcon has seen all labels"):
+            run.train(str(tmp_path / "plain.npz"))
+        assert run.evaluate(str(tmp_path / "split.npz"), config), "other data may be measured"

@@ -21,6 +21,7 @@ from selfsight.pictures import (
     read_pictures,
     rgb,
     save_pictures,
+    shrunk,
 )
 
 
@@ -113,3 +114,12 @@ def test_examples_are_spread_over_the_test_part_where_there_is_one() -> None:
     assert examples(images, 3).tolist() == [0, 49, 99]
     assert examples(replace(images, split=split), 3).tolist() == [50, 74, 99]
     assert examples(replace(images, split=split), 10).tolist()[:2] == [50, 55]
+
+
+def test_what_is_transparent_is_white(tmp_path: Path) -> None:
+    clear = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    clear.putpixel((0, 0), (200, 0, 0, 255))
+    clear.save(tmp_path / "icon.png")
+    shown = np.asarray(shrunk(str(tmp_path / "icon.png"), 8))
+    assert shown[0, 0].tolist() == [200, 0, 0]
+    assert (shown[1:] == 255).all()

@@ -173,6 +173,12 @@ def test_starts_from_another_run(digits: Digits, tmp_path: Path) -> None:
     a, b = first.load_backbone(), again.load_backbone()
     assert a.spec == b.spec, "the stem for small images is kept"
     assert all(torch.allclose(v, b.state_dict()[k], atol=1e-4) for k, v in a.named_parameters())
+    vit = train(digits[0][:128], tmp_path / "vit", backbone="test_vit", image_size=16)
+    larger = train(
+        digits[0][:128], tmp_path / "larger", backbone="auto", pretrained=str(vit.path), lr=1e-12, image_size=32
+    )
+    places = [r.load_backbone().state_dict()["model.pos_embed"].shape[1] for r in (vit, larger)]
+    assert places[0] < places[1], "a ViT's places are resampled"
     with pytest.raises(SelfsightError, match=r"first: is test_resnet for 1 channels"):
         train(digits[0][:128], tmp_path / "other", backbone="resnet18", pretrained=str(first.path))
 

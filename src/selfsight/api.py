@@ -173,6 +173,7 @@ class Run:
         The rows are also appended to the run's results.jsonl.
         """
         images = self.images(data)
+        self._require_unseen(images)
         return evaluate_backbone(
             self.backbone(),
             images,
@@ -183,6 +184,15 @@ class Run:
             out=self.path,
             device=default_device(),
         )
+
+    def _require_unseen(self, images: ImageSet) -> None:
+        """Raise SelfsightError where the run's training has seen the labels of images that would be held out."""
+        supervised = self.method in methods.names() and methods.get(self.method).supervised
+        if supervised and images.split is None and images.source == self.folder.config()["data"]:
+            raise SelfsightError(
+                f"{self.path}: {self.method} has seen all labels of {images.source}; "
+                "measure it on other images, or train it on data with a train and a test part"
+            )
 
     def trained_method(self) -> Method:
         """Return the whole trained method, with its heads and teachers, on the CPU in evaluation mode.
@@ -228,6 +238,8 @@ class Run:
         results.jsonl, curve.png and report.html go to `config.out`, by default runs/<data>-<task>.
         """
         settings = settings or ClassificationConfig()
+        if isinstance(settings, ClassificationConfig) and not (config and config.test):
+            self._require_unseen(self.images(data))
         task = next(name for name, kind in TASKS.items() if isinstance(settings, kind))
         config, learning = config or TrainConfig(), learning or default_learning(task)
         out, method = config.out or Path("runs") / f"{pretraining.name_of(data)}-{task}", self.method

@@ -2,10 +2,11 @@
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import timm
@@ -326,17 +327,25 @@ def load_pretrained(spec: BackboneSpec, source: str, flag: str = "--pretrained")
         state = weights.state_dict()
     else:
         state = read_weights(Path(source), flag)
+    return with_weights(spec, state, f"{flag} {source}")
+
+
+def with_weights(spec: BackboneSpec, state: Mapping[str, Tensor], source: str) -> Backbone:
+    """Return the backbone with these weights of timm's model; a ViT's places are resampled to its number of patches.
+
+    Raises SelfsightError, which begins with `source`, where they don't fit the architecture.
+    """
     backbone = create(spec)
     place = state.get("pos_embed")
-    if place is not None and hasattr(backbone.model, "patch_embed"):  # of another number of patches
+    if place is not None and hasattr(backbone.model, "patch_embed"):
         prefix = 0 if getattr(backbone.model, "no_embed_class", False) else backbone.model.num_prefix_tokens
         grid = list(backbone.model.patch_embed.grid_size)
-        state = state | {"pos_embed": resample_abs_pos_embed(place, grid, num_prefix_tokens=prefix)}
+        state = {**state, "pos_embed": resample_abs_pos_embed(place, grid, num_prefix_tokens=prefix)}
     try:
         own = backbone.model.state_dict()
         backbone.model.load_state_dict({k: v for k, v in state.items() if k in own or not k.startswith(CLASSIFIERS)})
     except RuntimeError as error:
-        raise SelfsightError(f"{flag} {source}: doesn't fit {spec.name} ({_first_line(error)})") from error
+        raise SelfsightError(f"{source}: doesn't fit {spec.name} ({_first_line(error)})") from error
     return backbone
 
 
@@ -346,7 +355,13 @@ def read_weights(path: Path, flag: str = "--pretrained") -> dict[str, Tensor]:
         raise SelfsightError(f"{flag} {path}: no such file")
     if path.suffix == ".safetensors":
         return load_file(path)
-    state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError) as error:
+        raise SelfsightError(
+            f"{flag} {path}: holds more than weights, or is damaged ({_first_line(error)}); `selfsight convert` reads "
+            "checkpoints of other libraries"
+        ) from error
     return state.get("state_dict", state)  # type: ignore[return-value]
 
 

@@ -84,7 +84,7 @@ def compare(
         say(f"[{number}/{len(names)}] {name}")
         rows: list[Row] = []
         try:
-            entry = _unsuited(name, facts)
+            entry = _unsuited(name, facts, images)
             if entry is None:
                 own = replace(training, out=out / name, resume=True)
                 entry, rows = _one(data, images, name, own, evaluation, names)
@@ -101,12 +101,15 @@ def compare(
     return comparison
 
 
-def _unsuited(name: str, facts: Facts) -> Entry | None:
+def _unsuited(name: str, facts: Facts, images: ImageSet) -> Entry | None:
     """Return why a method is left out; None if it suits the data."""
     try:
-        methods.get(name).Config().fit_to(facts)
+        cls = methods.get(name)
+        cls.Config().fit_to(facts)
     except SelfsightError as error:
         return Entry(name, "skipped", str(error))
+    if cls.supervised and images.split is None:
+        return Entry(name, "skipped", "sees the labels in training, and the data has no test part of its own")
     return None
 
 

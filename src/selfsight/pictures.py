@@ -98,9 +98,18 @@ def shrunk(file: str, longest: int) -> Image.Image:
     """Return the image in a file upright, in RGB, its longer side at most `longest`; BadImageError if there is none."""
     with reasons(), Path(file).open("rb") as opened, open_image(opened) as image:
         image.draft("RGB", (longest, longest))
-        upright = ImageOps.exif_transpose(image).convert("RGB")
+        upright = on_white(ImageOps.exif_transpose(image))
         upright.thumbnail((longest, longest), Image.Resampling.BICUBIC)
         return upright
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """Return the image in RGB, white where it is transparent, as all images are decoded."""
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    white = Image.new("RGBA", image.size, "white")
+    white.alpha_composite(image.convert("RGBA"))
+    return white.convert("RGB")
 
 
 def rgb(images: NDArray[np.float32]) -> NDArray[np.uint8]:

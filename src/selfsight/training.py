@@ -172,9 +172,8 @@ def _backbone_of_run(config: Pretrain, images: ImageSet, size: int) -> Backbone:
         raise SelfsightError(
             f"--pretrained {config.pretrained}: is {begun.spec.name} for {begun.spec.channels} channels"
         )
-    backbone = backbones.create(replace(begun.spec, image_size=size))
-    backbone.load_state_dict(begun.state_dict())
-    return backbone
+    spec = replace(begun.spec, image_size=size)
+    return backbones.with_weights(spec, begun.model.state_dict(), f"--pretrained {config.pretrained}")
 
 
 def fit(module: "Trainee", device: torch.device) -> None:

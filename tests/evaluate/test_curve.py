@@ -81,18 +81,29 @@ def test_a_second_call_computes_only_what_is_missing(tmp_path: Path, monkeypatch
     assert len(more) == 9
 
 
-@pytest.mark.parametrize("change", ["weights", "split", "labels"])
+@pytest.mark.parametrize("change", ["weights", "split", "labels", "pixels"])
 def test_results_of_other_weights_or_data_are_not_reused(tmp_path: Path, change: str) -> None:
     config = EvaluateConfig(labels=(0.5,), seeds=1, protocols=("linear",), baselines=False)
     images = digits()
     [old] = run(images, config, tmp_path)
     if change == "labels":
         images = replace(images, labels=np.random.default_rng(0).permutation(images.require_labels()))
+    elif change == "pixels":
+        images = replace(images, images=np.random.default_rng(0).permuted(np.asarray(images.images), axis=0))
     elif change == "split":
         images = replace(images, split=np.where(np.arange(len(images)) < 300, "train", "test"))
     [new] = run(images, config, tmp_path, seed=1 if change == "weights" else 0)
     assert new.value != old.value
     assert read_rows(tmp_path / "results.jsonl") == [new]
+
+
+def test_what_a_change_left_unmeasured_is_not_taken_from_before(tmp_path: Path) -> None:
+    both = EvaluateConfig(labels=(0.2, 0.5), seeds=1, protocols=("linear",), baselines=False)
+    old = run(digits(), both, tmp_path)
+    run(digits(), replace(both, labels=(0.5,)), tmp_path, seed=1)  # of other weights, and only a part
+    new = run(digits(), both, tmp_path, seed=1)
+    assert new[0].value != old[0].value
+    assert read_rows(tmp_path / "results.jsonl") == new[::-1]
 
 
 def test_the_features_are_saved_with_their_names(tmp_path: Path) -> None:

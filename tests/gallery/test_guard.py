@@ -242,3 +242,25 @@ def test_elsewhere_only_who_has_the_token_is_let_in(gallery: Gallery) -> None:
 )
 def test_this_machine_is_told_from_others(host: str, local: bool) -> None:
     assert is_local(host) is local
+
+
+def test_a_page_of_an_earlier_server_changes_nothing(client: TestClient, gallery: Gallery) -> None:
+    identity = client.post("/api/classes", json={"name": "page"}, headers=MARK).json()["id"]
+    before, wish = everything(gallery), {"images": [0], "class": identity}
+    answer = client.post("/api/label", json=wish, headers=MARK | {"x-started": "0123"})
+    assert (answer.status_code, everything(gallery)) == (409, before)
+    assert "reload" in answer.json()["detail"]
+    started = client.get("/api/state").json()["started"]
+    assert client.post("/api/label", json=wish, headers=MARK | {"x-started": started}).status_code == 200
+
+
+def test_exported_folders_take_no_file_away(client: TestClient, gallery: Gallery) -> None:
+    identity = client.post("/api/classes", json={"name": "folder"}, headers=MARK).json()["id"]
+    client.post("/api/label", json={"images": [0], "class": identity}, headers=MARK)
+    folder = Path(client.post("/api/export/folders", headers=MARK).json()["path"])
+    assert client.post("/api/export/folders", headers=MARK).status_code == 200, "links are replaced"
+    (folder / "folder" / "mine.jpg").write_bytes(b"mine")
+    answer = client.post("/api/export/folders", headers=MARK)
+    assert answer.status_code == 400
+    assert "mine.jpg" in answer.json()["detail"]
+    assert (folder / "folder" / "mine.jpg").read_bytes() == b"mine"

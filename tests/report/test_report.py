@@ -11,7 +11,7 @@ import torch
 from selfsight import backbones
 from selfsight.data import ImageSet, Skipped, write_skipped
 from selfsight.errors import SelfsightError
-from selfsight.evaluate.results import Row, append_row
+from selfsight.evaluate.results import Row, append_row, read_rows
 from selfsight.pictures import save_pictures
 from selfsight.report import write_report
 from selfsight.run import RunFolder
@@ -155,6 +155,16 @@ def test_the_sentence_says_what_the_intervals_allow(tmp_path: Path, own: float, 
     run = finished(tmp_path, images)
     results(run, own, seeds)
     assert words in page(run, images).words
+
+
+def test_a_run_that_was_moved_counts_each_seed_once(tmp_path: Path) -> None:
+    images = image_set(12)
+    run = finished(tmp_path / "run", images)
+    results(run, 0.41)
+    before = page(run, images).words
+    for row in read_rows(run.results_file):
+        append_row(run.results_file, replace(row, run="/elsewhere/run"))
+    assert page(run, images).words == before
 
 
 def test_commands_name_only_data_that_are_there(tmp_path: Path) -> None:

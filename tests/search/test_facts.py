@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.fft import dctn
 
-from selfsight.data.decode import BadImageError
+from selfsight.data.decode import BadImageError, read_aspect
 from selfsight.search.facts import EXIF, TAKEN, WRITTEN, Looks, array_facts, bits, hashes, read_facts, taken
 
 
@@ -52,6 +52,10 @@ def test_a_file_says_what_it_is(tmp_path: Path, photo: NDArray[np.uint8]) -> Non
     assert facts.size == (tmp_path / "a.jpg").stat().st_size
     assert (facts.label, len(facts.content)) == ("cat", 64)
     assert read_facts("b", str(tmp_path / "a.jpg"), "").content == facts.content
+    image.save(tmp_path / "a.tiff", exif=exif)
+    tiff = read_facts("a.tiff", str(tmp_path / "a.tiff"), "")
+    assert (tiff.width, tiff.height) == (photo.shape[0], photo.shape[1]), "Pillow turns a TIFF's size by itself"
+    assert read_aspect(str(tmp_path / "a.tiff")) == pytest.approx(photo.shape[0] / photo.shape[1])
     with pytest.raises(BadImageError, match="no such file"):
         read_facts("c", str(tmp_path / "c.jpg"), "")
 

@@ -131,3 +131,24 @@ def test_an_interrupted_update_goes_on(
     assert index.entries() == whole.entries()
     names = [entry.name for entry in whole.entries()]
     assert np.allclose(index.vectors(names), whole.vectors(names), atol=1e-5)
+
+
+def test_an_image_that_a_table_names_twice_is_there_once(
+    tmp_path: Path, photo: NDArray[np.uint8], backbone: Backbone
+) -> None:
+    files = sorted(gallery(tmp_path / "photos", photo, 4).rglob("*.png"))
+    table, index = tmp_path / "boxes.csv", Index(tmp_path / "index")
+    table.write_text("path\n" + "".join(f"{file}\n{file}\n" for file in files))
+    for _ in range(2):
+        update(index, backbone, table, CPU)
+        assert [entry.file for entry in index.entries()] == [str(file) for file in files]
+        os.utime(files[0], ns=(0, 0))
+
+
+def test_a_file_whose_name_is_not_utf8_is_listed(tmp_path: Path, photo: NDArray[np.uint8], backbone: Backbone) -> None:
+    folder = gallery(tmp_path / "photos", photo, 4)
+    (folder / "a" / "00.png").rename(os.fsdecode(os.fsencode(folder / "a") + b"/caf\xe9.png"))
+    index = Index(tmp_path / "index")
+    done = update(index, backbone, folder, CPU)
+    assert (done.added, len(index)) == (3, 3)
+    assert [skip.reason for skip in done.skipped] == ["its name is not UTF-8; rename it to have it found"]

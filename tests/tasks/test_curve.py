@@ -2,7 +2,9 @@
 
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
+from shutil import copy
 from typing import Any
 
 import numpy as np
@@ -127,6 +129,45 @@ def test_a_segmenter_is_saved_and_predicts_masks_of_the_originals_size(tmp_path:
         assert mask.size == (WIDE, WIDE)
         assert float((np.asarray(mask) == np.asarray(t)).mean()) > 0.8
     assert (tmp_path / "predicted" / "overlays" / f"{one.name}.png").exists()
+    before, table = one.read_bytes(), tmp_path / "next.csv"
+    Image.open(one).save(one.with_suffix(".webp"), lossless=True)
+    table.write_text(f"path\n{one}\n{one.with_suffix('.webp')}\n")  # absolute, as `select --out` writes it
+    predict(out, str(table), PredictConfig(out=tmp_path / "named"))
+    assert one.read_bytes() == before, "a mask is never written beside the images"
+    place = (tmp_path / "named" / "masks").joinpath(*one.parts[1:])
+    assert place.exists()
+    assert place.with_name(f"{one.stem}.webp.png").exists()
+
+
+def test_a_frozen_backbone_without_pretraining_is_called_random(tmp_path: Path) -> None:
+    folder = scenes(tmp_path / "scenes")
+    frozen = replace(SHORT, frozen=True)
+    for name, settings, learning in (
+        ("boxes", DetectionConfig(width=32), frozen),
+        ("masks", SegmentationConfig(decoder="linear"), SHORT),
+    ):
+        rows = trained(folder, tmp_path / name, settings, learning, labels=(1.0,), seeds=1).rows
+        assert {(row.method, row.protocol) for row in rows} == {("simclr", "frozen"), ("random", "frozen")}
+
+
+def test_images_that_came_later_are_not_answered_from_before(tmp_path: Path) -> None:
+    folder, out = scenes(tmp_path / "scenes"), tmp_path / "out"
+    settings = SegmentationConfig(decoder="linear")
+    trained(folder, out, settings)
+    for sub in ("images", "masks"):
+        copy(folder / "train" / sub / "0.png", folder / "train" / sub / "later.png")
+    with pytest.raises(SelfsightError, match="other images"):
+        trained(folder, out, settings)
+
+
+def test_a_damaged_image_is_listed_and_fatal_if_strict(tmp_path: Path) -> None:
+    folder = scenes(tmp_path / "scenes")
+    damaged = folder / "train" / "images" / "0.png"
+    damaged.write_bytes(damaged.read_bytes()[:-200])  # its header is sound
+    trained(folder, tmp_path / "out", SegmentationConfig(decoder="linear"))
+    assert "0.png" in (tmp_path / "out" / "problems.csv").read_text()
+    with pytest.raises(SelfsightError, match=r"0\.png"):
+        trained(folder, tmp_path / "strict", SegmentationConfig(decoder="linear"), strict=True)
 
 
 def test_a_stopped_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:

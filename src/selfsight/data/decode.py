@@ -264,7 +264,8 @@ def _orientation(image: Image.Image) -> int:
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
     width, height = image.size
-    return (height, width) if _orientation(image) in (5, 6, 7, 8) else (width, height)
+    turned = image.format != "TIFF" and _orientation(image) in (5, 6, 7, 8)  # Pillow turns a TIFF's size by itself
+    return (height, width) if turned else (width, height)
 
 
 def _upright_aspect(image: Image.Image) -> float:

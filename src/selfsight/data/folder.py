@@ -48,11 +48,11 @@ def list_files(files: Sequence[str | Path]) -> Listing:
 
 
 def identify(names: list[str], files: list[str]) -> str:
-    """Return a hash that changes when a file is added, removed, renamed, resized or written."""
+    """Return a hash that changes when a file is added, removed, renamed, resized, written or made readable."""
     digest = hashlib.sha256()
     for name, file in zip(names, files, strict=True):
         status = Path(file).stat()
-        digest.update(os.fsencode(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n"))
+        digest.update(os.fsencode(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0{os.access(file, os.R_OK)}\n"))
     return digest.hexdigest()
 
 

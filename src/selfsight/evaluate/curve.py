@@ -21,10 +21,12 @@ from selfsight.evaluate.features import extract, pixels
 from selfsight.evaluate.finetune import FinetuneConfig, classify, finetune
 from selfsight.evaluate.knn import knn_predict
 from selfsight.evaluate.linear import Probe, fit_probe
-from selfsight.evaluate.results import Row, amount_words, append_row, read_rows
+from selfsight.evaluate.results import Row, amount_words, append_row, keep_rows, read_rows
 from selfsight.progress import say
 from selfsight.run import replace_file
 
+SAMPLED = 64
+"""Images whose pixels tell whether a data set is still the same."""
 Protocol = Literal["knn", "linear", "finetune"]
 
 
@@ -75,7 +77,7 @@ def evaluate(
     """Measure the accuracy on the test part for each amount of labels, seed and protocol; return the rows.
 
     Rows go to `out`/results.jsonl as they come; those that are there already, of the same weights, images and
-    settings, are not computed again. Features are kept in `out`/features.npz.
+    settings, are not computed again, others of this data are forgotten. Features are kept in `out`/features.npz.
 
     Raises SelfsightError without labels, where a class has no image to learn from or to test on, or where more labels
     per class are asked for than there are.
@@ -84,7 +86,9 @@ def evaluate(
     fingerprint = task.fingerprint()
     results, marks = out / "results.jsonl", out / "evaluated.json"
     known: dict[str, str] = json.loads(marks.read_text()) if marks.exists() else {}
-    done = {row.key: row for row in read_rows(results)} if known.get(data) == fingerprint else {}
+    if known.get(data) != fingerprint:  # of other weights, images or settings
+        keep_rows(results, lambda row: row.data != data)
+    done = {row.key: row for row in read_rows(results)}
     replace_file(marks, lambda p: p.write_text(json.dumps(known | {data: fingerprint}, indent=2) + "\n"))
     rows = []
     jobs = list(task.jobs())
@@ -213,7 +217,10 @@ class Task:
     @cached_property
     def _data_hash(self) -> str:
         shape = f"{self.images.images.shape} {self.images.source}\n"
-        return hashlib.sha256((shape + "\n".join(self.images.names)).encode()).hexdigest()
+        digest = hashlib.sha256((shape + "\n".join(self.images.names)).encode())
+        some = np.unique(np.linspace(0, len(self.images) - 1, SAMPLED).astype(np.int64))
+        digest.update(self.images.images[some].tobytes())
+        return digest.hexdigest()
 
     def _kept(self, backbone: Backbone, path: Path) -> NDArray[np.float32]:
         key = f"{weights_hash(backbone)} {self._data_hash} {hashlib.sha256(self.rows.tobytes()).hexdigest()}"

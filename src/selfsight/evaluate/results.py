@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -80,6 +80,12 @@ def read_rows(path: Path) -> list[Row]:
                 continue
             rows[row.key] = row
     return list(rows.values())
+
+
+def keep_rows(path: Path, wanted: Callable[[Row], bool]) -> None:
+    """Leave only the rows for which this holds in results.jsonl."""
+    lines = [json.dumps(asdict(row)) + "\n" for row in read_rows(path) if wanted(row)]
+    replace_file(path, lambda p: p.write_text("".join(lines)))
 
 
 def append_row(path: Path, row: Row) -> None:

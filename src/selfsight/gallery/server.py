@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import secrets
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from importlib.resources import files
@@ -11,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import FastAPI, Query, Request
+from fastapi import Depends, FastAPI, Header, HTTPException, Query, Request
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from PIL import Image, ImageOps
 from pydantic import BaseModel, Field
@@ -21,7 +22,7 @@ from selfsight.data.decode import BadImageError, open_image, reasons
 from selfsight.errors import SelfsightError
 from selfsight.gallery.guard import Guard, TooLargeError
 from selfsight.gallery.state import Gallery, Order, embed_one
-from selfsight.pictures import rgb, shrunk
+from selfsight.pictures import on_white, rgb, shrunk
 
 MOST_ASKED, MOST_LABELLED = 500, 1_000_000
 """Images whose facts are told at once, and that are labelled at once."""
@@ -58,9 +59,16 @@ class AcceptWish(BaseModel):
 
 def create_app(gallery: Gallery, *, host: str, port: int, token: str | None = None) -> FastAPI:
     """Return the application that serves this gallery to this machine, or to who has the token."""
-    app = FastAPI(title="selfsight", docs_url=None, redoc_url=None, openapi_url=None)
+    started = secrets.token_hex(8)
+
+    def same_numbers(x_started: Annotated[str, Header()] = "") -> None:
+        """Refuse a page that an earlier server sent: its numbers may mean other images now."""
+        if x_started not in ("", started):
+            raise HTTPException(409, "the gallery was started again since this page was opened; reload it")
+
+    own: Any = {"docs_url": None, "redoc_url": None, "openapi_url": None}
+    app = FastAPI(title="selfsight", dependencies=[Depends(same_numbers)], **own)
     app.add_middleware(Guard, host=host, port=port, token=token)
-    started = hex(abs(hash((gallery.source, len(gallery.entries), gallery.index.backbone))))[2:]
 
     @app.exception_handler(SelfsightError)
     async def refuse(_: Request, error: SelfsightError) -> JSONResponse:
@@ -290,7 +298,7 @@ def _search(gallery: Gallery, content: bytes) -> list[tuple[int, float]]:
         with reasons(), open_image(io.BytesIO(content)) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise BadImageError(f"more than {MOST_PIXELS / 1e6:.0f} million pixels")
-            pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            pixels = np.asarray(on_white(ImageOps.exif_transpose(image)))
     except BadImageError as error:
         raise SelfsightError(f"this image cannot be used: {error}") from error
     spec = gallery.backbone.spec

@@ -215,10 +215,12 @@ class Gallery:
     def export_folders(self, folder: Path) -> Path:
         """Make a folder a class with links to its images; SelfsightError for data that has no files.
 
-        A folder there is replaced as a whole.
+        A folder there is replaced as a whole; SelfsightError where it holds files that are not such links.
         """
         if self.images.files is None:
             raise SelfsightError(f"{self.source}: holds no files to link to")
+        if own := next((file for file in folder.rglob("*") if not file.is_symlink() and not file.is_dir()), None):
+            raise SelfsightError(f"{own}: is no link to an image, and would be lost; move it elsewhere")
         building = folder.with_name(f".{folder.name}.{os.getpid()}")
         shutil.rmtree(building, ignore_errors=True)
         for file, name in self.table():

@@ -101,6 +101,5 @@ def known(teacher: str | None, student: Backbone) -> Backbone:
     trained = RunFolder(Path(teacher)).load_backbone()
     if trained.spec.channels != spec.channels:
         raise SelfsightError(f"--teacher {teacher}: of {trained.spec.channels} channels, the images of {spec.channels}")
-    resized = backbones.create(replace(trained.spec, image_size=spec.image_size))
-    resized.load_state_dict(trained.state_dict())
-    return resized
+    resized = replace(trained.spec, image_size=spec.image_size)
+    return backbones.with_weights(resized, trained.model.state_dict(), f"--teacher {teacher}")

@@ -48,6 +48,8 @@ class Method(nn.Module):
     """Images a step that it is known to train with."""
     vit: ClassVar[bool] = False
     """Whether it hides patches from a ViT, and so can train nothing else."""
+    supervised: ClassVar[bool] = False
+    """Whether the loss sees labels."""
     mean_tokens: ClassVar[bool] = False
     """Whether a ViT's features are to be the mean of its patches, since little or nothing trains its class token."""
 

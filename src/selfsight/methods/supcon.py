@@ -22,6 +22,7 @@ class SupCon(TwoViews):
 
     paper = "Khosla et al., Supervised Contrastive Learning, 2020"
     optim = Optim("muon", lr=8e-3, weight_decay=0.01, momentum=0.95, warmup=0.1)
+    supervised = True
     seen = "two views that must find each other and the views of all images of their class"
 
     @dataclass(frozen=True)

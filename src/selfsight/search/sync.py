@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from selfsight.backbones import Backbone
 from selfsight.data import ImageSet, Skipped
 from selfsight.data.decode import BadImageError, fetch, quiet_decoders, thread_count
+from selfsight.data.folder import printable
 from selfsight.data.listing import Listing
 from selfsight.data.sources import list_images, open_images, open_rows
 from selfsight.evaluate.features import answers_by_batch
@@ -22,6 +23,8 @@ from selfsight.search.index import Entry, Index
 
 BATCH, PUT = 256, 8
 """Images a batch, and batches between two additions to the index: what an interruption loses at most."""
+
+NOT_UTF8 = "its name is not UTF-8; rename it to have it found"
 
 
 @dataclass(frozen=True)
@@ -52,14 +55,18 @@ def update(
         "" if listing.labels is None or listing.labels[row] < 0 else listing.classes[listing.labels[row]]
         for row in range(len(listing.names))
     ]
-    rows = list(_changed(listing, known))
+    place: dict[str, int] = {}
+    for row, name in enumerate(listing.names):
+        place.setdefault(name, row)  # a table may name an image several times
+    unnamed = [Skipped(name, NOT_UTF8) for name, row in place.items() if not _written_as_text(listing, row)]
+    rows = [row for row in _changed(listing, known) if place[listing.names[row]] == row]
+    rows = [row for row in rows if _written_as_text(listing, row)]
     gone = sorted(known.keys() - set(listing.names))
     index.delete(gone)
     wanted = dict(zip(listing.names, labels, strict=True))
-    others = wanted.keys() - {listing.names[row] for row in rows}
+    others = (wanted.keys() & known.keys()) - {listing.names[row] for row in rows}
     index.relabel({name: wanted[name] for name in others if known[name].label != wanted[name]})
-    bad: list[Skipped] = list(listing.skipped)
-    place = {name: row for row, name in enumerate(listing.names)}
+    bad: list[Skipped] = [*listing.skipped, *unnamed]
     for images in _open(data, listing, rows, backbone, cache, cache_dir):
         for part, vectors, looks in _embed(backbone.to(device), images, device):
             found = _entries(listing, [place[images.names[row]] for row in part], labels, looks)
@@ -71,6 +78,11 @@ def update(
     done = {listing.names[row] for row in rows} - {skip.name for skip in bad}
     added = len(done - known.keys())
     return Updated(added, len(done) - added, len(gone), len(index) - len(done), bad)
+
+
+def _written_as_text(listing: Listing, row: int) -> bool:
+    """Whether the index can keep the file's path, as text."""
+    return listing.files is None or printable(listing.files[row]) == listing.files[row]
 
 
 def _open(

@@ -38,7 +38,7 @@ from selfsight.tasks.classifier import (
     fit_probes,
     write_confusion,
 )
-from selfsight.tasks.labelled import spare
+from selfsight.tasks.labelled import spare, warn_of_overlap
 from selfsight.tasks.model import TaskModel
 
 Head = Literal["finetune", "linear", "knn"]
@@ -153,6 +153,7 @@ def open_classified(
     if test is not None:
         tested = open_images(test, image_size=image_size, channels=channels, **cache)
         other = _classified(replace(tested, split=np.full(len(tested), "test")), separator, train.classes)
+        warn_of_overlap(images, tested)
     if len(train.classes) < (2 if separator is None else 1):
         raise SelfsightError(f"{images.source}: all images are of the class {train.classes[0]!r}: nothing to learn")
     for found, part in ((train, "train"), (other, "test")):

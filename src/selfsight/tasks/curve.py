@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from selfsight.backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone, create, load_pretrained, plan, spec_to_json
 from selfsight.data import open_boxes, open_masks, write_problems
 from selfsight.errors import SelfsightError
+from selfsight.evaluate.curve import weights_hash
 from selfsight.evaluate.finetune import FinetuneConfig
 from selfsight.evaluate.results import Row, amount_words, append_row, plot_curve, read_rows
 from selfsight.evaluate.savings import BASELINE, savings
@@ -273,6 +274,7 @@ def open_job(backbone: Backbone, data: Any, config: TrainConfig, settings: Setti
         boxes = open_labelled(data, config.test, open_boxes, **options)
         size = config.image_size or _size(boxes[0].data.sizes, largest)
         return Detection(*boxes, size, _view(size, backbone, learning, settings), protocol, settings)
+    protocol = "frozen" if settings.decoder == "linear" else protocol
     masks = open_labelled(data, config.test, open_masks, **options)
     size = config.image_size or _size(masks[0].data.sizes, largest)
     return Segmentation(*masks, size, _view(size, backbone, learning, settings), protocol, settings)
@@ -300,6 +302,8 @@ def describe(
         "classes": list(job.classes),
         "image_size": job.image_size,
         "backbone": spec_to_json(backbone.spec),
+        "weights": weights_hash(backbone),
+        "images": {part: len(job.rows(part)) for part in ("train", "test")},
         "model": asdict(settings),
         "training": asked,
         "learning": asdict(learning),
@@ -308,7 +312,7 @@ def describe(
     if folder.config_file.exists():
         before = folder.config()
         for key in content:
-            if before.get(key) != content[key]:
+            if key in before and before[key] != content[key]:
                 raise SelfsightError(f"--out {folder.path}: holds a training with other {key}; choose another folder")
     folder.path.mkdir(parents=True, exist_ok=True)
     folder.write_config(content)
@@ -340,7 +344,8 @@ def _starts(backbone: Backbone, job: Job, config: TrainConfig, method: str) -> d
         known = plan(spec.name, job.image_size, spec.channels, mean, std, pretrained=True)
         starts["imagenet"] = load_pretrained(known, config.imagenet, flag="--imagenet")
     if config.curve if config.baselines is None else config.baselines:
-        starts["scratch" if job.learns else "random"] = None
+        # A frozen backbone does not learn: without pretraining it is a random network, and nothing is from scratch.
+        starts["scratch" if job.learns and job.protocol != "frozen" else "random"] = None
     return starts
 
 

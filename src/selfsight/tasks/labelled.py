@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from selfsight.data import BoxSet, ImageSet, MaskSet, open_images
-from selfsight.data.annotations import Annotated
+from selfsight.data.annotations import Annotated, Problem
 from selfsight.errors import SelfsightError
+from selfsight.progress import say
 
 ENOUGH = 200
 """With fewer labelled images none is spared for validation: the last weights are kept."""
@@ -67,25 +68,38 @@ def open_labelled(
         order = np.random.default_rng(seed).permutation(len(data))
         split[order[: round(test_share * len(data))]] = "test"
         data = replace(data, split=split)
-    train = _decoded(data, data.classes, image_size, channels, cache)
+    train = _decoded(data, data.classes, image_size, channels, strict, cache)
     if test is None:
         other = train
     else:
         tested = opener(test, strict=strict)
         tested = replace(tested, split=np.full(len(tested), "test"))
-        other = _decoded(tested, data.classes, image_size, channels, cache)
+        other = _decoded(tested, data.classes, image_size, channels, strict, cache)
+        warn_of_overlap(train.images, other.images)
     for source, part, found in ((path, "train", train), (test or path, "test", other)):
         if not len(found.rows(part)):
             raise SelfsightError(f"{source}: no labelled image in the {part} part")
     return train, other
 
 
-def _decoded(data: T, classes: Any, image_size: int, channels: int, cache: dict[str, Any]) -> Labelled[T]:
-    """Decode the images, and number the classes as training does."""
+def warn_of_overlap(train: ImageSet, test: ImageSet) -> None:
+    """Say it where files to be tested on are learned from as well: the scores flatter then."""
+    both = set(train.files or ()) & set(test.files or ())
+    if both:
+        say(f"--test: {len(both)} of its {len(test)} images are learned from too, as {min(both)}: the scores flatter")
+
+
+def _decoded(data: T, classes: Any, image_size: int, channels: int, strict: bool, cache: dict[str, Any]) -> Labelled[T]:
+    """Decode the images, and number the classes as training does; those that can't be decoded are problems."""
     unknown = [name for name in data.classes if name not in classes]
     if unknown:
         raise SelfsightError(f"{data.source}: has the class {unknown[0]!r}, which the training images don't have")
     images = open_images(data, image_size=image_size, channels=channels, **cache)
+    mine = set(data.names)
+    lost: list[Problem] = [Problem(skip.name, None, skip.reason) for skip in images.skipped if skip.name in mine]
+    if strict and lost:
+        raise SelfsightError(f"{lost[0].file}: {lost[0].reason}")
+    data = replace(data, problems=[*data.problems, *lost])
     where = {name: row for row, name in enumerate(images.names)}
     place = np.array([where.get(name, -1) for name in data.names], np.int64)
     return Labelled(data, images, place, np.array([list(classes).index(name) for name in data.classes], np.int64))

@@ -245,7 +245,7 @@ class Learner(L.LightningModule):
             row |= scores
             value = told(scores[self.job.metric])
             words = f" · {self.job.metric} {value:.3f} on {len(self.validated)} validation images"
-            if value > self.value or self.best is None:
+            if not value <= self.value or self.best is None:  # where nothing can be measured, NaN: the last weights
                 self.value = value
                 self.best = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
         if leads():

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors import safe_open
 from torch import Tensor
 
@@ -225,12 +225,16 @@ class MaskWriter:
     def __init__(self, model: Model, config: PredictConfig) -> None:
         self.classes, self.out = model.classes, config.out
         self.colours = palette(len(model.classes), first_is_background=True)
+        self.written: dict[Path, str] = {}
 
     def add(self, name: str, answer: Tensor, size: tuple[int, int]) -> Tensor:
         """Write the classes (H, W) of an image's pixels; return them."""
         mask = Image.fromarray(answer.numpy().astype(np.uint8))
         mask.putpalette([value for colour in self.colours for value in colour])
-        _save(mask, self.out / "masks" / Path(name).with_suffix(".png"))
+        place = _below(name).with_suffix(".png")
+        if self.written.setdefault(place, name) != name:  # beside a.jpg there is an a.webp
+            place = _png(name)
+        _save(mask, self.out / "masks" / place)
         return answer
 
     def overlay(self, image: Tensor, kept: Tensor, size: tuple[int, int]) -> Image.Image:
@@ -280,8 +284,9 @@ def _shown(images: ImageSet, row: int) -> Tensor:
             raise FileNotFoundError
         with Image.open(images.files[row]) as image:
             image.thumbnail((LONGEST, LONGEST))
-            if image.mode == "RGB" and abs(image.width / image.height / float(images.aspect[row]) - 1) < 0.02:
-                return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode == "RGB" and abs(upright.width / upright.height / float(images.aspect[row]) - 1) < 0.02:
+                return torch.from_numpy(np.array(upright)).permute(2, 0, 1).contiguous()
     except OSError:
         pass  # what the library reads and Pillow alone does not: the decoded pixels will do
     pixels = images.in_shape(row)
@@ -312,8 +317,13 @@ def _paths(data: str) -> Any:
 
 
 def _png(name: str) -> Path:
-    path = Path(name)
+    path = _below(name)
     return path.with_name(f"{path.name}.png")
+
+
+def _below(name: str) -> Path:
+    """Return an image's name as a path below a folder: tables name images by absolute paths too, or by ../."""
+    return Path(*("up" if part == ".." else part for part in Path(name).parts if part != Path(name).anchor))
 
 
 def _save(picture: Image.Image, path: Path) -> None:

@@ -13,7 +13,7 @@ const facts = new Map();
 
 // ---------------------------------------------------------------- the server
 async function ask(path, body, kind = "application/json") {
-  const options = body === undefined ? {} : { method: "POST", headers: { "x-selfsight": "1", "content-type": kind },
+  const options = body === undefined ? {} : { method: "POST", headers: { "x-selfsight": "1", "x-started": state?.started ?? "", "content-type": kind },
     body: kind === "application/json" ? JSON.stringify(body) : body };
   let answer;
   try { answer = await fetch(path, options); }
@@ -100,7 +100,7 @@ function drawState() {
 }
 
 async function give_(id) {
-  const images = selected.size ? [...selected] : at >= 0 && shown.length ? [shown[at]] : [];
+  const images = selected.size ? [...selected] : !$("page-grid").hidden && at >= 0 && shown.length ? [shown[at]] : [];
   if (!images.length) return notice("Select images first.");
   const place = images.length === 1 ? shown.indexOf(images[0]) : -1;
   if (place >= 0 && place + 1 < shown.length) move(place + 1); // on to the next at once: one labels faster than a server answers
@@ -123,6 +123,7 @@ function refresh() {
     do {
       again = false;
       const [now, given, said] = await Promise.all([json("/api/state"), numbers("/api/labels", Int32Array), ask("/api/predictions")]);
+      if (state && now.started !== state.started) { location.reload(); return; } // another server: numbers mean other images
       const buffer = await said.arrayBuffer(), n = buffer.byteLength / 8;
       guesses = new Int32Array(buffer, 0, n);
       sure = new Float32Array(buffer, 4 * n, n);
