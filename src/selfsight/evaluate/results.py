@@ -84,8 +84,9 @@ def read_rows(path: Path) -> list[Row]:
 
 def keep_rows(path: Path, wanted: Callable[[Row], bool]) -> None:
     """Leave only the rows for which this holds in results.jsonl."""
-    lines = [json.dumps(asdict(row)) + "\n" for row in read_rows(path) if wanted(row)]
-    replace_file(path, lambda p: p.write_text("".join(lines)))
+    if path.exists():
+        lines = [json.dumps(asdict(row)) + "\n" for row in read_rows(path) if wanted(row)]
+        replace_file(path, lambda p: p.write_text("".join(lines)))
 
 
 def append_row(path: Path, row: Row) -> None:
