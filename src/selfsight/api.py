@@ -185,10 +185,14 @@ class Run:
             device=default_device(),
         )
 
+    @property
+    def _supervised(self) -> bool:
+        """Whether the run's training saw labels."""
+        return self.method in methods.names() and methods.get(self.method).supervised
+
     def _require_unseen(self, images: ImageSet) -> None:
         """Raise SelfsightError where the run's training has seen the labels of images that would be held out."""
-        supervised = self.method in methods.names() and methods.get(self.method).supervised
-        if supervised and images.split is None and images.source == self.folder.config()["data"]:
+        if self._supervised and images.split is None and images.source == self.folder.config()["data"]:
             raise SelfsightError(
                 f"{self.path}: {self.method} has seen all labels of {images.source}; "
                 "measure it on other images, or train it on data with a train and a test part"
@@ -238,7 +242,7 @@ class Run:
         results.jsonl, curve.png and report.html go to `config.out`, by default runs/<data>-<task>.
         """
         settings = settings or ClassificationConfig()
-        if isinstance(settings, ClassificationConfig) and not (config and config.test):
+        if self._supervised and isinstance(settings, ClassificationConfig) and not (config and config.test):
             self._require_unseen(self.images(data))
         task = next(name for name, kind in TASKS.items() if isinstance(settings, kind))
         config, learning = config or TrainConfig(), learning or default_learning(task)

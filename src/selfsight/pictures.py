@@ -16,7 +16,7 @@ from torch import Tensor
 
 from selfsight.data import ImageSet, in_order
 from selfsight.data.augment import whole
-from selfsight.data.decode import open_image, reasons
+from selfsight.data.decode import on_white, open_image, reasons
 from selfsight.run import replace_file
 
 TILE = 64
@@ -101,15 +101,6 @@ def shrunk(file: str, longest: int) -> Image.Image:
         upright = on_white(ImageOps.exif_transpose(image))
         upright.thumbnail((longest, longest), Image.Resampling.BICUBIC)
         return upright
-
-
-def on_white(image: Image.Image) -> Image.Image:
-    """Return the image in RGB, white where it is transparent, as all images are decoded."""
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    white = Image.new("RGBA", image.size, "white")
-    white.alpha_composite(image.convert("RGBA"))
-    return white.convert("RGB")
 
 
 def rgb(images: NDArray[np.float32]) -> NDArray[np.uint8]:

@@ -286,10 +286,7 @@ def _from_image(image: Image.Image, recipe: Recipe) -> NDArray[np.uint8]:
         raise BadImageError(f"{len(image.getbands())} bands where the set has {recipe.channels}")
     mode = "L" if recipe.channels == 1 else "RGB"
     if image.has_transparency_data:
-        image = _resize(image.convert("RGBA"), recipe.side)
-        white = Image.new("RGBA", image.size, "white")
-        white.alpha_composite(image)
-        image = white
+        image = on_white(_resize(image.convert("RGBA"), recipe.side))
     if image.mode != mode:
         image = image.convert(mode)
     pixels = np.asarray(_resize(image, recipe.side))
@@ -307,6 +304,15 @@ def _from_array(array: NDArray[Any], recipe: Recipe) -> NDArray[np.uint8]:
         raise BadImageError(f"{len(bands)} bands where the set has {recipe.channels}")
     images = (_resize(Image.fromarray(np.ascontiguousarray(band)), recipe.side) for band in bands)
     return np.stack([np.asarray(image) for image in images])
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """Return the image in RGB, white where it is transparent."""
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    white = Image.new("RGBA", image.size, "white")
+    white.alpha_composite(image.convert("RGBA"))
+    return white.convert("RGB")
 
 
 def _resize(image: Image.Image, side: int) -> Image.Image:

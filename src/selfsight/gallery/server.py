@@ -18,11 +18,11 @@ from PIL import Image, ImageOps
 from pydantic import BaseModel, Field
 
 from selfsight.data import open_images
-from selfsight.data.decode import BadImageError, open_image, reasons
+from selfsight.data.decode import BadImageError, on_white, open_image, reasons
 from selfsight.errors import SelfsightError
 from selfsight.gallery.guard import Guard, TooLargeError
 from selfsight.gallery.state import Gallery, Order, embed_one
-from selfsight.pictures import on_white, rgb, shrunk
+from selfsight.pictures import rgb, shrunk
 
 MOST_ASKED, MOST_LABELLED = 500, 1_000_000
 """Images whose facts are told at once, and that are labelled at once."""

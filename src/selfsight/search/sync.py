@@ -58,9 +58,9 @@ def update(
     place: dict[str, int] = {}
     for row, name in enumerate(listing.names):
         place.setdefault(name, row)  # a table may name an image several times
-    unnamed = [Skipped(name, NOT_UTF8) for name, row in place.items() if not _written_as_text(listing, row)]
-    rows = [row for row in _changed(listing, known) if place[listing.names[row]] == row]
-    rows = [row for row in rows if _written_as_text(listing, row)]
+    changed = [row for row in _changed(listing, known) if place[listing.names[row]] == row]
+    rows = [row for row in changed if _written_as_text(listing, row)]
+    unnamed = [Skipped(listing.names[row], NOT_UTF8) for row in changed if not _written_as_text(listing, row)]
     gone = sorted(known.keys() - set(listing.names))
     index.delete(gone)
     wanted = dict(zip(listing.names, labels, strict=True))
