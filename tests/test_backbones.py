@@ -211,3 +211,15 @@ def test_networks_for_images_of_one_size_are_named(name: str) -> None:
 def test_images_too_small_for_the_network_are_named(name: str, size: int, least: int) -> None:
     with pytest.raises(SelfsightError, match=f"--image-size {size}: .* use --image-size {least} or larger"):
         backbones.create(backbones.plan(name, size, 3, MEAN, STD))
+
+
+@pytest.mark.parametrize("name", ["pointer.safetensors", "cut.safetensors", "list.pth"])
+def test_files_without_weights_are_named(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    if name == "list.pth":
+        torch.save([torch.zeros(3)], file)
+    else:
+        save_file({"a": torch.zeros(100)}, file)
+        file.write_bytes(b"version https://git-lfs" if "pointer" in name else file.read_bytes()[:-40])
+    with pytest.raises(SelfsightError, match=f"--pretrained .*{name}: (damaged|holds no weights)"):
+        backbones.read_weights(file)

@@ -124,9 +124,9 @@ def test_a_second_call_trains_and_measures_nothing(
 
 
 def test_other_settings_or_data_are_refused(compared: tuple[Path, Comparison], data: Path, digits_file: Path) -> None:
-    with pytest.raises(SelfsightError, match=r"--epochs 2: .*rotation was trained with 1"):
+    with pytest.raises(SelfsightError, match=r"--epochs 2: .*rotation was begun with 1"):
         run(data, compared[0], "rotation", epochs=2)
-    with pytest.raises(SelfsightError, match=r"--seed 1: .*trained with 0"):
+    with pytest.raises(SelfsightError, match=r"--seed 1: .*begun with 0"):
         run(data, compared[0], "rotation", seed=1)
     with pytest.raises(SelfsightError, match="holds a comparison on"):
         run(digits_file, compared[0], "rotation")

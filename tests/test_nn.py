@@ -110,6 +110,13 @@ def test_a_teacher_follows_a_training_however_short(steps: int, share: float) ->
     assert float(teacher.model.get_parameter("weight")) - start > share
 
 
+def test_a_pause_is_no_step_that_a_teacher_hurries_after() -> None:
+    teacher = Teacher(nn.Linear(1, 1))
+    teacher.steps.fill_(100)
+    for progress in (0.2, 0.25):  # of a clock: the last step was at 0.198
+        assert teacher.brisk(0.99, progress) == pytest.approx(1 - progress / 100 / 0.05)
+
+
 def test_a_teacher_in_a_long_training_has_the_momentum_asked_for() -> None:
     student = nn.Linear(1, 1)
     teacher = Teacher(student)

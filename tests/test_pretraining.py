@@ -1,14 +1,18 @@
 """The run around the learning: its folder, what is written there, and what is refused."""
 
+import signal
 from pathlib import Path
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from selfsight import backbones, pretraining
-from selfsight.errors import SelfsightError
+from selfsight.api import Run
+from selfsight.errors import SelfsightError, StoppedError
+from selfsight.locks import locked
 from selfsight.methods.simclr import SimCLR
 from selfsight.pretraining import pretrain
 from selfsight.run import RunFolder
@@ -91,3 +95,86 @@ def test_settings_of_the_method_are_kept_in_the_config(digits: Digits, tmp_path:
     assert run is not None
     assert run.config()["method_config"]["temperature"] == 0.7
     assert run.config()["method_config"]["crop_min"] == 0.2, "what was chosen is kept as well"
+
+
+def test_two_trainings_never_share_a_folder(digits: Digits, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    with locked(run.lock_file, "", wait=False):
+        with pytest.raises(SelfsightError, match=r"run: another process trains in this folder"):
+            train(digits[0][:64], run.path)
+        assert not run.config_file.exists()
+    train(digits[0][:64], run.path, batch_size=32)
+
+
+@pytest.fixture
+def stopped(digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+    """A run of 16 steps on 64 images, stopped after its first."""
+    step = SimCLR.after_step
+
+    def interrupt(self: SimCLR, progress: float) -> None:
+        step(self, progress)
+        signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SimCLR, "after_step", interrupt)
+        with pytest.raises(StoppedError):
+            train(digits[0][:64], tmp_path / "run", epochs=4, batch_size=16)
+    return RunFolder(tmp_path / "run")
+
+
+def test_a_run_goes_on_with_what_was_chosen_for_it_and_with_nothing_else(
+    digits: Digits, stopped: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, begun = digits[0][:64], stopped.config()
+    for changes, words in (
+        ({"lr": 1e-4}, "--lr 0.0001: .* was begun with None"),
+        ({"batch_size": 32}, "--batch-size 32: .* was begun with 16"),
+    ):
+        with pytest.raises(SelfsightError, match=words):
+            train(images, stopped.path, resume=True, **({"epochs": 4, "batch_size": 16} | changes))
+    with pytest.raises(SelfsightError, match=r"--temperature 0.9: .* was begun with"):
+        pretrain(images, "simclr", Pretrain(out=stopped.path, resume=True), SimCLR.Config(temperature=0.9))
+    with pytest.raises(SelfsightError, match=r"begun with other images \(64, now 65\)"):
+        pretrain(digits[0][:65], "simclr", Pretrain(out=stopped.path, resume=True))
+    assert stopped.config() == begun, "a refusal changes nothing"
+    # On a machine where other things would be chosen: the run's own count.
+    monkeypatch.setattr("selfsight.training.new_backbone", None)
+    run = pretrain(images, "simclr", Pretrain(out=stopped.path, resume=True, checkpoint_minutes=1.0))
+    assert run is not None
+    assert run.config()["measured"]["steps"] == 16
+    assert run.config()["pretrain"] == begun["pretrain"]
+
+
+def test_a_run_that_died_before_its_first_checkpoint_starts_anew_with_other_flags(
+    digits: Digits, stopped: RunFolder
+) -> None:
+    stopped.checkpoint_file.unlink()
+    run = train(digits[0][:64], stopped.path, resume=True, batch_size=32)
+    assert run.config()["chosen"]["batch_size"] == 32
+
+
+def test_what_comes_after_a_training_keeps_images_where_it_did(
+    digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i, image in enumerate(digits[0][:64]):
+        Image.fromarray(image).save(folder / f"{i}.png")
+    monkeypatch.setenv("SELFSIGHT_CACHE", str(tmp_path / "home"))
+    mine = Run(train(folder, tmp_path / "mine", batch_size=32, cache_dir=tmp_path / "scratch"))
+    none = Run(train(folder, tmp_path / "none", batch_size=32, cache=False))
+    for run in (mine, none):
+        assert len(run.images()) == len(run.index(folder)) == 64
+    assert not (tmp_path / "home").exists()
+    assert len(list((tmp_path / "scratch").glob("*/images.npy"))) == 1
+
+
+def test_a_gpu_that_is_too_small_is_said_in_one_line(
+    digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(L.Trainer, "fit", full)
+    with pytest.raises(SelfsightError, match=r"--batch-size 32: needs more memory than the GPU has; try 16"):
+        train(digits[0][:64], tmp_path / "run", batch_size=32)

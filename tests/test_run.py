@@ -76,7 +76,7 @@ def test_weights_may_be_read_by_whom_the_other_files_may(tmp_path: Path) -> None
 def test_settings_of_another_version_are_named(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     run.write_config({"method_config": {"temperature": 0.3}})
-    assert run.method_config(SimCLR.Config) == SimCLR.Config(temperature=0.3)
+    assert run.settings(SimCLR.Config) == SimCLR.Config(temperature=0.3)
     run.write_config({"method_config": {"temperature": 0.3, "tau": 1}})
     with pytest.raises(SelfsightError, match=r"config.json: written by another version, with tau; pretrain again"):
-        run.method_config(SimCLR.Config)
+        run.settings(SimCLR.Config)

@@ -12,8 +12,9 @@ import torch
 from selfsight import methods, pretraining
 from selfsight.backbones import Backbone
 from selfsight.data import ImageSet, Skipped, open_images
+from selfsight.data.decode import Stretch
 from selfsight.data.listing import index_labels
-from selfsight.data.sources import list_images
+from selfsight.data.sources import learn_stretch, list_images
 from selfsight.embed import Embedding
 from selfsight.embed import embed as embed_images
 from selfsight.errors import SelfsightError
@@ -22,6 +23,7 @@ from selfsight.evaluate.curve import evaluate as evaluate_backbone
 from selfsight.evaluate.results import Row
 from selfsight.export import Format
 from selfsight.export import export as export_backbone
+from selfsight.locks import locked
 from selfsight.methods import Method
 from selfsight.pictures import MOST_IMAGES, Picture, examples, read_pictures, save_pictures
 from selfsight.progress import say
@@ -63,8 +65,18 @@ class Run:
         """Return the trained backbone, a torch module: (B, C, S, S) in [0, 1] → (B, dim)."""
         return self.folder.load_backbone()
 
-    def images(self, data: Any = None, cache: bool = True, cache_dir: Path | None = None) -> ImageSet:
-        """Open a data set as this run's backbone needs it; by default the one it was trained on."""
+    def images(
+        self,
+        data: Any = None,
+        cache: bool | None = None,
+        cache_dir: Path | None = None,
+        stretch: Stretch | None = None,
+        verify: bool = False,
+    ) -> ImageSet:
+        """Open a data set as this run's backbone needs it; by default the one it was trained on. See open_images.
+
+        By default they are kept where the run's own were, or not at all if it was trained without a cache.
+        """
         config = self.folder.config()
         spec = config["backbone"]
         if data is None and "converted" in config:
@@ -73,9 +85,18 @@ class Run:
             config["data"] if data is None else data,
             image_size=spec["image_size"],
             channels=spec["channels"],
-            cache=cache,
-            cache_dir=cache_dir,
+            stretch=stretch,
+            verify=verify,
+            **self._cache(cache, cache_dir),
         )
+
+    def _cache(self, cache: bool | None, cache_dir: Path | None) -> dict[str, Any]:
+        """Return whether and where decoded images are kept: as asked, or as in the run's training."""
+        begun = self.folder.config().get("pretrain", {})
+        place = begun.get("cache_dir")
+        if cache_dir is None and place and Path(place).is_dir():  # on another machine it may not be there
+            cache_dir = Path(place)
+        return {"cache": begun.get("cache", True) if cache is None else cache, "cache_dir": cache_dir}
 
     def embed(self, data: Any) -> Embedding:
         """Return one feature vector an image.
@@ -91,7 +112,7 @@ class Run:
         files, labels = [str(known[name].file) for name in names], [known[name].label for name in names]
         return Embedding(names, files, labels, index.vectors(names))
 
-    def index(self, data: str | Path, *, cache: bool = True, cache_dir: Path | None = None) -> "Index":
+    def index(self, data: str | Path, *, cache: bool | None = None, cache_dir: Path | None = None) -> "Index":
         """Return the index of a data set, after embedding what is new or changed in it since the last time.
 
         It lies in the run's folder: <run>/index/<name of the data>-<hash of its place>.
@@ -99,8 +120,10 @@ class Run:
         from selfsight.search import Index, update
 
         weights = hashlib.sha256(self.folder.weights_file.read_bytes()).hexdigest()
-        index = Index(self.path / "index" / pretraining.place_of(data), backbone=weights)
-        done = update(index, self.backbone(), data, default_device(), cache, cache_dir)
+        place = self.path / "index" / pretraining.place_of(data)
+        with locked(place.with_name(f"{place.name}.lock"), f"another process is embedding {data}"):
+            index = Index(place, backbone=weights)
+            done = update(index, self.backbone(), data, default_device(), **self._cache(cache, cache_dir))
         if not len(index):
             raise SelfsightError(f"{data}: no image could be read")
         say(
@@ -117,6 +140,8 @@ class Run:
         Raises SelfsightError for a query that cannot be read.
         """
         images = self.images(list(queries), cache=False)
+        if images.stretch is not None:  # more than 8 bits: what is black and white, only the data set can tell
+            images = self.images(list(queries), cache=False, stretch=learn_stretch(data))
         if images.skipped:
             raise SelfsightError(f"--query {images.skipped[0].name}: {images.skipped[0].reason}")
         features = embed_images(self.backbone(), images, default_device()).features
@@ -172,7 +197,7 @@ class Run:
 
         The rows are also appended to the run's results.jsonl.
         """
-        images = self.images(data)
+        images = self.images(data, verify=True)
         self._require_unseen(images)
         return evaluate_backbone(
             self.backbone(),
@@ -192,7 +217,9 @@ class Run:
 
     def _require_unseen(self, images: ImageSet) -> None:
         """Raise SelfsightError where the run's training has seen the labels of images that would be held out."""
-        if self._supervised and images.split is None and images.source == self.folder.config()["data"]:
+        config = self.folder.config()
+        same = images.source == config["data"] or images.digest() == config.get("data_digest")
+        if self._supervised and images.split is None and same:
             raise SelfsightError(
                 f"{self.path}: {self.method} has seen all labels of {images.source}; "
                 "measure it on other images, or train it on data with a train and a test part"
@@ -204,7 +231,7 @@ class Run:
         Raises SelfsightError for a run without method.safetensors.
         """
         cls = methods.get(self.folder.config()["method"])
-        method = cls(self.folder.random_backbone(), self.folder.method_config(cls.Config))
+        method = cls(self.folder.random_backbone(), self.folder.settings(cls.Config))
         self.folder.load_method(method)
         return method.eval()
 

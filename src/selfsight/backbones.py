@@ -11,6 +11,7 @@ from typing import Any
 
 import timm
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
@@ -293,8 +294,10 @@ def create(spec: BackboneSpec) -> Backbone:
     return backbone.to(memory_format=torch.channels_last)
 
 
-def check(backbone: Backbone, small: int | None = None) -> Backbone:
+def check(backbone: Backbone, small: int | None = None, remedy: str = "--local-views 0") -> Backbone:
     """Return the backbone if it takes images of its size, or views of `small` pixels, asked by an empty one.
+
+    Where it takes no small views, the `remedy` is told.
 
     Raises SelfsightError where it does not: many of timm's networks are for one size only.
     """
@@ -306,7 +309,7 @@ def check(backbone: Backbone, small: int | None = None) -> Backbone:
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         reason = _first_line(error).rstrip(".")
         what = f"small views of {size} pixels" if small else f"images of {size} pixels"
-        remedy = "--local-views 0" if small else "the --image-size in its name"
+        remedy = remedy if small else "the --image-size in its name"
         raise SelfsightError(
             f"--backbone {spec.name}: takes no {what} ({reason}); "
             f"try {remedy}, a ResNet, a ConvNeXt or a ViT as vit_tiny_patch16_224"
@@ -353,15 +356,26 @@ def read_weights(path: Path, flag: str = "--pretrained") -> dict[str, Tensor]:
     if not path.exists():
         raise SelfsightError(f"{flag} {path}: no such file")
     if path.suffix == ".safetensors":
-        return load_file(path)
+        return read_safetensors(path, f"{flag} {path}")
     try:
-        state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError) as error:
         raise SelfsightError(
             f"{flag} {path}: holds more than weights, or is damaged ({_first_line(error)}); `selfsight convert` reads "
             "checkpoints of other libraries"
         ) from error
-    return state.get("state_dict", state)  # type: ignore[return-value]
+    state = state.get("state_dict", state) if isinstance(state, Mapping) else None
+    if not isinstance(state, Mapping):
+        raise SelfsightError(f"{flag} {path}: holds no weights by name")
+    return dict(state)
+
+
+def read_safetensors(path: Path, source: str) -> dict[str, Tensor]:
+    """Read the tensors of a .safetensors file; SelfsightError, which begins with `source`, where it is damaged."""
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise SelfsightError(f"{source}: damaged, or not a .safetensors file ({_first_line(error)})") from error
 
 
 def spec_from_json(values: dict[str, Any]) -> BackboneSpec:

@@ -100,6 +100,7 @@ def methods_verb(argv: list[str]) -> None:
 def embed_verb(argv: list[str]) -> None:
     """Write one feature vector an image."""
     from selfsight import api
+    from selfsight.embed import require_writable
 
     @dataclass(frozen=True)
     class Arguments:
@@ -112,6 +113,7 @@ def embed_verb(argv: list[str]) -> None:
         shared: OmitArgPrefixes[Shared] = field(default_factory=Shared)
 
     asked = tyro.cli(Arguments, args=argv, prog="selfsight embed", description=embed_verb.__doc__)
+    require_writable(asked.out)  # now, not after all images are embedded
     embedding = api.load(asked.run).embed(asked.data)
     path = embedding.save(asked.out)
     count, dim = embedding.features.shape
@@ -488,6 +490,7 @@ def convert_verb(argv: list[str]) -> None:
 def demo_verb(argv: list[str]) -> None:
     """Run the whole path on 5,000 handwritten digits: pretrain, embed, few labels, report; about six minutes."""
     from selfsight.demo import demo
+    from selfsight.evaluate.results import Row, print_table
 
     @dataclass(frozen=True)
     class Arguments:
@@ -499,6 +502,8 @@ def demo_verb(argv: list[str]) -> None:
 
     asked = tyro.cli(Arguments, args=argv, prog="selfsight demo", description=demo_verb.__doc__)
     result = demo(asked.out, asked.minutes)
+    if not asked.shared.json:
+        print_table([Row(**row) for row in result["rows"]])
     show(result, asked.shared, f"report: {result['report']}")
 
 

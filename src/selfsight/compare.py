@@ -1,8 +1,7 @@
 """Compare pretext tasks: the same backbone, data, budget and seeds for each, beside what needs no pretraining."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from selfsight.evaluate.curve import EvaluateConfig, Task
 from selfsight.evaluate.health import light_view, measure
 from selfsight.evaluate.results import BASELINES, Row, read_rows
 from selfsight.methods import Facts
-from selfsight.pretraining import name_of
+from selfsight.pretraining import name_of, require_same
 from selfsight.progress import say
 from selfsight.report import Comparison, Entry, write_comparison
 from selfsight.run import RunFolder
@@ -23,8 +22,6 @@ from selfsight.training import DEFAULT_MINUTES, Pretrain, new_backbone, prepare
 METHODS = ("rotation", "jigsaw", "colorization", "inpainting", "simclr", "dino")
 MEASURED = 512
 """Images on which health is measured."""
-FREE = {"out", "resume", "cache", "cache_dir", "checkpoint_minutes", "wandb"}
-"""Settings of a training that change nothing of its result."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,7 @@ def compare(
     out = training.out or Path("runs") / f"{name_of(data)}-compare"
     # One backbone for all: a ViT where any needs one.
     begun = new_backbone(max(classes, key=lambda cls: cls.vit), training, images, facts.image_size)
-    if training.backbone == "auto" and not training.pretrained:
+    if training.backbone == "auto":
         training = replace(training, backbone=begun.spec.name)
     # Made here already to say now, and not after hours, what is amiss with the labels.
     task = Task(begun, images, evaluation, "", out, api.default_device())
@@ -72,7 +69,7 @@ def compare(
     comparison = Comparison(
         out=str(out),
         data=images.source,
-        images=facts.images,
+        images=max(1, round(training.fraction * facts.images)),
         backbone=begun.spec.name,
         image_size=facts.image_size,
         budget=f"{training.epochs:g} epochs" if training.epochs else f"{training.minutes or DEFAULT_MINUTES:g} minutes",
@@ -148,10 +145,4 @@ def _require_same(run: RunFolder, training: Pretrain, images: ImageSet) -> None:
     saved = run.config()
     if saved["data"] != images.source:
         raise SelfsightError(f"--out {run.path.parent}: holds a comparison on {saved['data']}; choose another folder")
-    asked = json.loads(json.dumps(asdict(training), default=str))
-    for key in asked.keys() - FREE:
-        if saved["pretrain"].get(key, asked[key]) != asked[key]:
-            raise SelfsightError(
-                f"--{key.replace('_', '-')} {asked[key]}: {run.path} was trained with {saved['pretrain'].get(key)}; "
-                "choose the same, or another --out"
-            )
+    require_same(run, saved["pretrain"], training)

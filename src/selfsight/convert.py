@@ -12,7 +12,6 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from selfsight import backbones
@@ -71,7 +70,7 @@ def tensors(path: Path) -> dict[str, Tensor]:
     if not path.exists():
         raise SelfsightError(f"{path}: no such file")
     if path.suffix == ".safetensors":
-        return load_file(path)
+        return backbones.read_safetensors(path, str(path))
     try:
         content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=SAFE_PICKLE)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, AttributeError, TypeError) as error:

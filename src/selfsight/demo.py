@@ -10,7 +10,6 @@ from selfsight import api
 from selfsight.data import open_images, stratified_split
 from selfsight.errors import SelfsightError
 from selfsight.evaluate.curve import EvaluateConfig
-from selfsight.evaluate.results import print_table
 from selfsight.methods.simclr import SimCLR
 from selfsight.run import RunFolder, replace_file
 from selfsight.training import Pretrain
@@ -31,7 +30,6 @@ def demo(out: Path, minutes: float) -> dict[str, Any]:
     settings = SimCLR.Config(hflip=0.0, crop_min=0.4)
     run = api.pretrain(str(data), "simclr", config=Pretrain(out=out, minutes=minutes), settings=settings)
     rows = run.evaluate(str(data), EvaluateConfig(per_class=(10, 40), protocols=("knn", "linear")))
-    print_table(rows)
     report = run.report(str(data))
     return {"run": str(run.path), "report": str(report), "rows": api.rows_as_dicts(rows)}
 

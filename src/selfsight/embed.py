@@ -15,6 +15,8 @@ from selfsight.errors import SelfsightError
 from selfsight.evaluate.features import extract
 from selfsight.run import replace_file
 
+SUFFIXES = (".npz", ".csv", ".parquet")
+
 
 @dataclass(frozen=True)
 class Embedding:
@@ -39,10 +41,10 @@ class Embedding:
 
         The file is whole or not there at all. SelfsightError for another suffix.
         """
-        writers = {".npz": self._write_npz, ".csv": self._write_csv, ".parquet": self._write_parquet}
-        if path.suffix not in writers:
-            raise SelfsightError(f"--out {path}: cannot write '{path.suffix}'; use one of {', '.join(writers)}")
-        replace_file(path, writers[path.suffix])
+        require_writable(path)
+        replace_file(
+            path, {".npz": self._write_npz, ".csv": self._write_csv, ".parquet": self._write_parquet}[path.suffix]
+        )
         return path
 
     def _write_npz(self, path: Path) -> None:
@@ -63,6 +65,12 @@ class Embedding:
 
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(self.features.ravel()), self.features.shape[1])
         pq.write_table(pa.table({"path": list(self.paths), "label": list(self.labels), "features": vectors}), path)
+
+
+def require_writable(path: Path) -> None:
+    """Raise SelfsightError where an embedding can't be written to a file of this name."""
+    if path.suffix not in SUFFIXES:
+        raise SelfsightError(f"--out {path}: cannot write '{path.suffix}'; use one of {', '.join(SUFFIXES)}")
 
 
 def embed(backbone: Backbone, images: ImageSet, device: torch.device) -> Embedding:

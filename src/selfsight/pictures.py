@@ -16,7 +16,7 @@ from torch import Tensor
 
 from selfsight.data import ImageSet, in_order
 from selfsight.data.augment import whole
-from selfsight.data.decode import on_white, open_image, reasons
+from selfsight.data.decode import DEEP_MODES, on_white, open_image, reasons
 from selfsight.run import replace_file
 
 TILE = 64
@@ -98,7 +98,12 @@ def shrunk(file: str, longest: int) -> Image.Image:
     """Return the image in a file upright, in RGB, its longer side at most `longest`; BadImageError if there is none."""
     with reasons(), Path(file).open("rb") as opened, open_image(opened) as image:
         image.draft("RGB", (longest, longest))
-        upright = on_white(ImageOps.exif_transpose(image))
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode in DEEP_MODES:  # Pillow would cut off what is above 255
+            values = np.nan_to_num(np.asarray(upright, np.float32))
+            low, high = np.percentile(values, (0.5, 99.5))
+            upright = Image.fromarray(rgb((values[None] - low) / max(high - low, 1e-6)))
+        upright = on_white(upright)
         upright.thumbnail((longest, longest), Image.Resampling.BICUBIC)
         return upright
 

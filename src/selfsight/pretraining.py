@@ -5,8 +5,9 @@ the user is told.
 """
 
 import hashlib
+import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from selfsight import backbones, methods
 from selfsight.data import write_skipped
 from selfsight.errors import SelfsightError, StoppedError
+from selfsight.locks import locked
 from selfsight.memory import peak_memory, tune_allocator
 from selfsight.methods import Facts, Method
 from selfsight.pictures import save_pictures, spread
@@ -24,6 +26,9 @@ from selfsight.run import RunFolder
 from selfsight.training import Pretrain, Trainee, begin, fit, prepare
 from selfsight.watch import draw, pace
 
+FREE = {"out", "resume", "cache", "cache_dir", "checkpoint_minutes", "wandb"}
+"""Settings of a training that change nothing of its result."""
+
 
 def pretrain(data: Any, method: str, config: Pretrain, method_config: Method.Config | None = None) -> RunFolder | None:
     """Pretrain a backbone on unlabeled images; return its run, or None in the processes that only help.
@@ -31,19 +36,39 @@ def pretrain(data: Any, method: str, config: Pretrain, method_config: Method.Con
     `data` is whatever `selfsight.data.open_images` takes. Of data that comes with a split only the train part is used.
     Raises SelfsightError for anything that the user can mend.
     """
-    cls = methods.get(method)
     run = RunFolder(config.out or Path("runs") / f"{name_of(data)}-{method}")
-    if config.resume and run.config_file.exists():
-        config, method_config = _resumed(run, method, config)
+    if not leads():
+        return _pretrain(data, method, run, config, method_config)
+    with locked(run.lock_file, f"--out {run.path}: another process trains in this folder", wait=False):
+        return _pretrain(data, method, run, config, method_config)
+
+
+def _pretrain(
+    data: Any, method: str, run: RunFolder, config: Pretrain, method_config: Method.Config | None
+) -> RunFolder | None:
+    cls = methods.get(method)
     if run.weights_file.exists() or (run.checkpoint_file.exists() and not config.resume):
         done = "is finished" if run.weights_file.exists() else "has begun; continue it with --resume"
         raise SelfsightError(f"--out {run.path}: {done}, or choose another folder")
+    resumed = run.config() if run.checkpoint_file.exists() else None
+    if resumed is not None:
+        config, method_config = _resumed(run, method, config, method_config or cls.Config())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     images, facts = prepare(data, config)
     settings = (method_config or cls.Config()).fit_to(facts)
-    module = begin(cls, settings, images, facts, run, config)
+    if resumed is None:
+        module = begin(cls, settings, images, facts, run, config)
+        if leads():
+            _write(module, method, settings, facts, device)
+    else:
+        if resumed.get("data_digest") not in (None, images.digest()):
+            raise SelfsightError(
+                f"--resume {run.path}: was begun with other images ({resumed['images']:,}, now {facts.images:,}); "
+                "put them back as they were, or choose another --out"
+            )
+        module = begin(cls, settings, images, facts, run, config, backbones.spec_from_json(resumed["backbone"]))
     if leads():
-        _announce(module, method, settings, facts, device)
+        _announce(module, method, facts, device)
     tune_allocator()
     fit(module, device)
     if not module.trainer.is_global_zero:
@@ -78,22 +103,45 @@ def place_of(data: str | Path) -> str:
     return f"{name_of(data)}-{hashlib.sha256(str(Path(data).resolve()).encode()).hexdigest()[:8]}"
 
 
-def _resumed(run: RunFolder, method: str, config: Pretrain) -> tuple[Pretrain, Method.Config]:
-    """Return the settings that the run was begun with: flags need not be given again."""
+def _resumed(run: RunFolder, method: str, config: Pretrain, settings: Method.Config) -> tuple[Pretrain, Method.Config]:
+    """Return the settings that the run was begun with: flags need not be given again.
+
+    Raises SelfsightError where a flag asks for something else, but for those that change nothing of the result.
+    """
     saved = run.config()
     if saved["method"] != method:
         raise SelfsightError(f"--resume {run.path}: was begun with {saved['method']}, not {method}")
-    begun = saved["pretrain"] | {"out": run.path, "resume": True, "cache_dir": config.cache_dir}
-    return Pretrain(**begun), run.method_config(methods.get(method).Config)
+    begun, begun_settings = run.settings(Pretrain, "pretrain"), run.settings(type(settings))
+    require_same(run, saved["pretrain"], config, Pretrain())
+    require_same(run, saved["method_config"], settings, type(settings)())
+    free = {name: getattr(config, name) for name in FREE} | {"out": run.path, "resume": True}
+    chosen = {name: saved["chosen"][name] for name in ("batch_size", "image_size")}
+    return replace(begun, **free, **chosen), begun_settings
 
 
-def _announce(module: Trainee, method: str, settings: Method.Config, facts: Facts, device: torch.device) -> None:
-    """Write what was asked for and chosen to the run's config, and say it."""
+def require_same(run: RunFolder, saved: dict[str, Any], asked: Any, default: Any = None) -> None:
+    """Raise SelfsightError where a setting that was asked for is not what the run was begun with.
+
+    Of `default`, if given, what was left as it is there counts as not asked for.
+    """
+    for name, value in json.loads(json.dumps(asdict(asked), default=str)).items():
+        if default is not None and getattr(asked, name) == getattr(default, name):
+            continue
+        if name not in FREE and saved.get(name, value) != value:
+            raise SelfsightError(
+                f"--{name.replace('_', '-')} {value}: {run.path} was begun with {saved[name]}; "
+                "choose the same, or another --out"
+            )
+
+
+def _write(module: Trainee, method: str, settings: Method.Config, facts: Facts, device: torch.device) -> None:
+    """Write what was asked for and chosen to the run's config."""
     config, images, run, spec = module.config, module.images, module.run, module.method.backbone.spec
     run.write_config(
         {
             "method": method,
             "data": images.source,
+            "data_digest": images.digest(),
             "images": facts.images,
             "skipped": len(images.skipped),
             "backbone": backbones.spec_to_json(spec),
@@ -104,6 +152,11 @@ def _announce(module: Trainee, method: str, settings: Method.Config, facts: Fact
             "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
         }
     )
+
+
+def _announce(module: Trainee, method: str, facts: Facts, device: torch.device) -> None:
+    """Say what is trained on what, and list what can't be."""
+    config, images, run, spec = module.config, module.images, module.run, module.method.backbone.spec
     write_skipped(run.skipped_file, images.skipped)
     budget = f"{config.epochs:g} epochs" if config.epochs else f"{module.minutes:g} minutes"
     say(

@@ -5,6 +5,7 @@ metrics.csv            loss, rate and health over the training
 backbone.safetensors   the result
 method.safetensors     the whole method with its heads and teachers, to draw what it answers
 last.ckpt              where to resume
+training.lock          held while a process trains here
 skipped.csv            files that could not be decoded
 results.jsonl          evaluation rows
 report.html            everything a person wants to see
@@ -20,10 +21,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import nn
 
-from selfsight.backbones import Backbone, create, spec_from_json, spec_to_json
+from selfsight.backbones import Backbone, create, read_safetensors, spec_from_json, spec_to_json
 from selfsight.errors import SelfsightError
 
 if TYPE_CHECKING:
@@ -87,6 +88,11 @@ class RunFolder:
         return self.path / "last.ckpt"
 
     @property
+    def lock_file(self) -> Path:
+        """Held while a process trains here."""
+        return self.path / "training.lock"
+
+    @property
     def skipped_file(self) -> Path:
         """Files that could not be decoded."""
         return self.path / "skipped.csv"
@@ -125,7 +131,7 @@ class RunFolder:
         if not self.weights_file.exists():
             raise SelfsightError(f"{self.path}: not finished (no backbone.safetensors); continue it with --resume")
         backbone = create(spec_from_json(config["backbone"]))
-        backbone.model.load_state_dict(load_file(self.weights_file))
+        backbone.model.load_state_dict(read_safetensors(self.weights_file, str(self.weights_file)))
         return backbone.eval()
 
     def save_method(self, method: nn.Module) -> None:
@@ -140,13 +146,16 @@ class RunFolder:
         if not self.method_file.exists():
             raise SelfsightError(f"{self.method_file}: no such file; pretrain again to draw what the method answers")
         try:
-            method.load_state_dict(load_file(self.method_file))
+            method.load_state_dict(read_safetensors(self.method_file, str(self.method_file)))
         except RuntimeError as error:
             raise SelfsightError(f"{self.method_file}: written by another version; pretrain again") from error
 
-    def method_config(self, kind: "type[T]") -> "T":
-        """Return the method's settings, of its class `kind`; SelfsightError if they are of another version of it."""
-        saved = self.config()["method_config"]
+    def settings(self, kind: "type[T]", key: str = "method_config") -> "T":
+        """Return what the config holds as `key`, by default the method's settings, in its class `kind`.
+
+        Raises SelfsightError if they are of another version of it.
+        """
+        saved = self.config()[key]
         if unknown := sorted(set(saved) - {field.name for field in fields(kind)}):
             raise SelfsightError(f"{self.config_file}: written by another version, with {unknown[0]}; pretrain again")
         return kind(**saved)

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from selfsight import backbones, optim
-from selfsight.backbones import Backbone
+from selfsight.backbones import Backbone, BackboneSpec
 from selfsight.data import ImageSet, Loader, open_images
 from selfsight.data.images import Batch
 from selfsight.errors import SelfsightError
@@ -98,6 +98,9 @@ class Pretrain:
             value = getattr(self, flag)
             if value is not None and value <= 0:
                 raise SelfsightError(f"--{flag.replace('_', '-')} {value}: must be above 0")
+        gpus = torch.cuda.device_count()
+        if self.devices > gpus > 0:
+            raise SelfsightError(f"--devices {self.devices}: this machine has {gpus} GPU{'s' * (gpus > 1)}")
         if not 0 < self.fraction <= 1:
             raise SelfsightError(f"--fraction {self.fraction}: must be above 0 and at most 1")
 
@@ -118,16 +121,26 @@ def prepare(data: Any, config: Pretrain) -> tuple[ImageSet, Facts]:
 
 
 def begin(
-    cls: type[Method], settings: Method.Config, images: ImageSet, facts: Facts, run: RunFolder, config: Pretrain
+    cls: type[Method],
+    settings: Method.Config,
+    images: ImageSet,
+    facts: Facts,
+    run: RunFolder,
+    config: Pretrain,
+    spec: BackboneSpec | None = None,
 ) -> "Trainee":
-    """Return a fresh method about to be trained, in batches that the images fill."""
+    """Return a fresh method about to be trained, in batches that the images fill.
+
+    With the backbone that the config asks for; or, of a run that is to go on from its checkpoint, with that of `spec`.
+    """
     processes = config.devices * config.nodes
     batch_size = config.batch_size or min(cls.batch_size, max(16, 2 ** int(math.log2(max(facts.images // 8, 1)))))
     batch_size = min(batch_size, facts.images) // processes * processes
     if not batch_size:
         raise SelfsightError(f"{images.source}: {facts.images} images are too few for {processes} processes")
     L.seed_everything(config.seed, verbose=False)
-    method = cls(new_backbone(cls, config, images, facts.image_size), settings)
+    backbone = new_backbone(cls, config, images, facts.image_size) if spec is None else backbones.create(spec)
+    method = cls(backbone, settings)
     return Trainee(method, images, run, config, _recipe(cls.optim, config), batch_size)
 
 
@@ -198,6 +211,9 @@ def fit(module: "Trainee", device: torch.device) -> None:
         try:
             resume = config.resume and checkpoint.exists()
             trainer.fit(module, ckpt_path=checkpoint if resume else None, weights_only=True)
+        except torch.OutOfMemoryError as error:
+            size = module.batch_size
+            raise SelfsightError(f"--batch-size {size}: needs more memory than the GPU has; try {size // 2}") from error
         finally:
             module.watchers.end()
 
@@ -278,7 +294,9 @@ class Trainee(L.LightningModule):
         self.scalars = {k: float(v.detach()) for k, v in out.items()}
         if not math.isfinite(self.scalars["loss"]):
             value = self.scalars["loss"]
-            raise SelfsightError(f"the loss is {value} at step {self.steps}; try a lower --lr or --clip 1")
+            raise SelfsightError(
+                f"the loss is {value} at step {self.steps}; try a lower --lr or --clip 1, in another --out"
+            )
         loss: Tensor = out["loss"]
         return loss
 

@@ -145,6 +145,16 @@ def test_streaming_skips_the_same_files_and_shows_the_same_pixels(
     assert [aspects[name] for name in kept.names] == pytest.approx(kept.aspect.tolist())
 
 
+def test_streaming_for_labels_leaves_damaged_images_out_from_the_start(
+    messy: tuple[Path, dict[str, str]], tmp_path: Path
+) -> None:
+    folder, broken = messy
+    kept = open_images(folder, image_size=16, cache_dir=tmp_path)
+    images = open_images(folder, image_size=16, cache=False, verify=True)
+    assert (images.names, images.skipped) == (kept.names, kept.skipped)
+    assert len(images.skipped) == len(broken)
+
+
 def test_a_whole_run_ends_well_and_lists_exactly_the_broken_files(
     messy: tuple[Path, dict[str, str]], tmp_path: Path
 ) -> None:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from selfsight.data import ImageSet, Skipped, open_images, write_skipped
-from selfsight.data.decode import Picture, Recipe, Square, decode
+from selfsight.data.decode import BadImageError, Picture, Recipe, Square, UnreachableError, decode, reasons
 from selfsight.errors import SelfsightError
 
 
@@ -117,3 +117,65 @@ def test_skipped_files_are_written_as_a_table(tmp_path: Path) -> None:
     with (tmp_path / "skipped.csv").open(newline="", encoding="utf-8") as file:
         assert list(csv.reader(file)) == [["file", "reason"], ["a, b.jpg", "empty file"], ["ü.png", "truncated"]]
     assert [path.name for path in tmp_path.iterdir()] == ["skipped.csv"]
+
+
+def test_a_drive_that_goes_away_stops_the_build_which_goes_on_when_it_is_back(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away, seen = tmp_path / "away", 0
+
+    def pulled(picture: Picture, recipe: Recipe) -> Square:
+        nonlocal seen
+        seen += 1
+        if seen == 50:
+            folder.rename(away)
+        return decode(picture, recipe)
+
+    monkeypatch.setattr("selfsight.data.cache.decode", pulled)
+    with pytest.raises(SelfsightError, match=r"photos: went away after \d+ of 70 images"):
+        open_cached(folder, tmp_path / "cache")
+    away.rename(folder)
+    assert len(open_cached(folder, tmp_path / "cache")) == 69
+    assert seen < 50 + 70, "what was decoded before is kept"
+
+
+def test_images_out_of_reach_come_back_and_damaged_ones_are_not_decoded_for_ever(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[object] = []
+
+    def failing(picture: Picture, recipe: Recipe) -> Square:
+        calls.append(picture)
+        if str(picture).endswith("07.png"):
+            raise UnreachableError("input/output error")
+        return decode(picture, recipe)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("selfsight.data.cache.decode", failing)
+        first = open_cached(folder, tmp_path / "cache")
+        assert [skip.name for skip in first.skipped] == ["05.png", "07.png"]
+        calls.clear()
+        assert open_cached(folder, tmp_path / "cache").names == first.names
+        assert [Path(str(call)).name for call in calls] == ["07.png"], "looked at once more, still out of reach"
+    images = open_cached(folder, tmp_path / "cache")
+    assert [skip.name for skip in images.skipped] == ["05.png"]
+    expected = open_images(folder, image_size=8, cache=False)
+    rows = np.arange(69)
+    np.testing.assert_array_equal(images.images[rows], expected.images[rows])
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (FileNotFoundError(2, "No such file or directory"), UnreachableError),
+        (OSError(5, "Input/output error"), UnreachableError),
+        (OSError("image file is truncated"), BadImageError),
+        (ValueError("not a picture"), BadImageError),
+    ],
+)
+def test_what_the_file_system_fails_at_is_told_from_what_the_content_is(
+    error: Exception, expected: type[BadImageError]
+) -> None:
+    with pytest.raises(BadImageError) as caught, reasons():
+        raise error
+    assert type(caught.value) is expected

@@ -51,6 +51,16 @@ def test_idx_pairs_keep_pixels_labels_and_split(
     assert len(alone) == len(alone.rows("train")) == 7
 
 
+def test_folders_of_the_idx_files_names_are_no_idx_files(tmp_path: Path) -> None:
+    write_idx(tmp_path)
+    for kind in ("images-idx3", "labels-idx1"):  # some archives hold each file again, in a folder of its name
+        inner = tmp_path / f"train-{kind}-ubyte.gz"
+        inner.mkdir()
+        (inner / "train").write_bytes(b"x")
+    images = open_images(tmp_path, image_size=8)
+    assert (len(images), images.require_labels().tolist()) == (10, list(range(10)))
+
+
 def test_damaged_idx_files_are_named(tmp_path: Path) -> None:
     write_idx(tmp_path)
     labels = tmp_path / "t10k-labels-idx1-ubyte"
@@ -227,3 +237,20 @@ def test_an_image_set_is_returned_as_it_is_and_other_things_are_refused() -> Non
     assert open_images(images, image_size=99) is images
     with pytest.raises(SelfsightError, match="int: not a data set"):
         open_images(3, image_size=8)
+
+
+def test_labels_that_are_no_numbers_are_unknown(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", images=GREY[:4], labels=np.array([1.0, np.nan, 0.0, -1.0]))
+    assert open_images(tmp_path / "x.npz", image_size=8).require_labels().tolist() == [1, -1, 0, -1]
+
+
+def test_an_image_of_16_bits_is_stretched_as_its_set_or_as_told(tmp_path: Path) -> None:
+    deep = (RANDOM.random((6, 8, 8)) * np.linspace(500, 4000, 6)[:, None, None]).astype(np.uint16)
+    for i, image in enumerate(deep):
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+    images = open_images(tmp_path, image_size=8)
+    assert images.stretch is not None
+    alone = open_images(tmp_path / "0.png", image_size=8, stretch=images.stretch)
+    np.testing.assert_array_equal(everything(alone)[0], everything(images)[0])
+    assert everything(open_images(tmp_path / "0.png", image_size=8)).max() > 3 * everything(alone).max()
+    assert open_images(GREY, image_size=8).stretch is None

@@ -172,6 +172,19 @@ def test_twenty_labels_become_a_classifier(browser: Browser, emoji: Path, tmp_pa
         shot(page, "labels")
         classes = page.locator("#classes").inner_text()
 
+        # where what has a label is hidden, the focus stays on its image
+        page.locator("#show").select_option("none")
+        page.locator(".tile").nth(0).click()
+        focused = page.locator(".tile").nth(1).get_attribute("title")
+        page.keyboard.press("2")
+        expect(page.locator("#classes li").nth(1)).to_contain_text("6 [2]")
+        expect(page.locator(".tile").nth(0)).to_have_attribute("title", focused or "")
+        expect(page.locator(".tile.at")).to_have_attribute("title", focused or "")
+        expect(page.locator(".tile[aria-selected=true]")).to_have_attribute("title", focused or "")
+        page.keyboard.press("u")
+        expect(page.locator("#classes li").nth(1)).to_contain_text("5 [2]")
+        page.locator("#show").select_option("all")
+
         # undo, and again
         page.keyboard.press("u")
         expect(page.locator("#classes li").nth(3)).to_contain_text("4 [4]")

@@ -111,3 +111,15 @@ def test_a_place_that_cannot_hold_labels_is_named(tmp_path: Path) -> None:
     (tmp_path / "other.db").write_text("this is no database, but long enough to be read as one" * 100)
     with pytest.raises(SelfsightError, match=r"other\.db: labels cannot be kept"):
         Store(tmp_path / "other.db")
+
+
+def test_images_can_be_known_by_other_keys(tmp_path: Path) -> None:
+    store = Store(tmp_path / "labels.db")
+    cat = store.add_class("cat")
+    store.label(["a.jpg", "copy of a.jpg", "b.jpg"], cat)
+    store.translate({"a.jpg": "1f", "copy of a.jpg": "1f", "c.jpg": "3f"})
+    assert store.labels() == {"1f": cat, "b.jpg": cat}
+    assert store.undo() == "labels"
+    assert store.labels() == {}, "an older step is of the same images"
+    store.redo()
+    assert store.labels() == {"1f": cat, "b.jpg": cat}

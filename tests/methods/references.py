@@ -104,21 +104,16 @@ def simsiam(m: Any, batch: Batch) -> Tensor:
     return 2 + 2 * mean([-cosine(p[i], z[partner(i, n)].detach()) for i in range(2 * n)])
 
 
-def with_batch_in(rows: Tensor, z: Tensor, n: int) -> Tensor:
-    """The queue after the first n unit vectors took the places of its first, and oldest, ones."""
-    return torch.cat([torch.stack([length_one(row) for row in z[:n]]), rows[n:]])
-
-
 def nnbyol(m: Any, batch: Batch) -> Tensor:
     x, n = m.draw(batch), len(batch.images)
     q, t = m.predictor(m.head(m.backbone(x))), m.teacher(x)
-    rows = with_batch_in(m.queue.rows, t, n)
+    rows = m.queue.rows.clone()
     return mean([2 - 2 * cosine(q[i], nearest_row(t[partner(i, n)], rows)) for i in range(2 * n)])
 
 
 def nnsiam(m: Any, batch: Batch) -> Tensor:
     z, n = m.head(m.backbone(m.draw(batch))), len(batch.images)
-    p, rows = m.predictor(z), with_batch_in(m.queue.rows, z.detach(), n)
+    p, rows = m.predictor(z), m.queue.rows.clone()
     return mean([2 - 2 * cosine(p[i], nearest_row(z[partner(i, n)].detach(), rows)) for i in range(2 * n)])
 
 
@@ -164,7 +159,7 @@ def distill(m: Any, batch: Batch) -> Tensor:
     x, n = m.draw(batch), len(batch.images)
     t, z = m.teacher(x).double(), m.head(m.backbone(x))
     t = t - t.mean(0)  # of the first batch
-    rows = with_batch_in(m.queue.rows, t, n)
+    rows = m.queue.rows.clone()
     return mean([-(relations(t[i], rows, 0.04) * relations(z[i], rows, 0.2).log()).sum() for i in range(2 * n)])
 
 

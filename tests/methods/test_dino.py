@@ -89,7 +89,7 @@ def test_the_teacher_sees_global_views_only_and_the_student_all(backbone: str) -
         net.register_forward_pre_hook(lambda _, x, name=name: sides[name].append(tuple(x[0].shape)))
     method.head.register_forward_hook(lambda _, x, y: answers.update(student=y))
     method.teacher.register_forward_hook(lambda _, x, y: answers.update(teacher=y))
-    method.teacher.progress.fill_(1.0)  # no hurry
+    method.teacher.steps.fill_(1_000_000)  # no hurry
     method.targets.mean.uniform_(-0.1, 0.1)
     centre = method.targets.mean.clone()
     loss = method(a_batch(), 1.0)["loss"]
@@ -114,7 +114,7 @@ def test_the_teacher_is_an_average_that_moves_less_and_less(progress: float, mom
     for parameter in (*method.backbone.parameters(), *method.head.parameters()):
         parameter.data.add_(torch.rand_like(parameter))
     student = dict(torch.nn.Sequential(method.backbone, method.head).named_parameters())
-    method.teacher.progress.fill_(progress)  # steps were so small that the teacher need not hurry
+    method.teacher.steps.fill_(1_000_000)  # steps were so small that the teacher need not hurry
     method.after_step(progress)
     for name, weight in method.teacher.model.named_parameters():
         assert torch.allclose(weight, momentum * before[name] + (1 - momentum) * student[name], atol=1e-6), name

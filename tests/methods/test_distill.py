@@ -1,5 +1,6 @@
 """A teacher is a run or one of timm's, is never trained, and sees images of a size that its patches fit in."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from selfsight import backbones
 from selfsight.errors import SelfsightError
 from selfsight.methods.distill import Distill, known
+from selfsight.run import RunFolder
 from tests.methods.test_methods import SIZE, a_batch, a_method, a_run
 
 
@@ -34,6 +36,17 @@ def test_a_run_teaches_at_the_students_size() -> None:
     teacher = known(a_run(), a_student(48))
     assert teacher.spec.image_size == 48
     assert torch.isfinite(teacher(torch.rand(2, 3, 48, 48))).all()
+
+
+def test_a_run_of_patches_gets_a_size_that_they_fit_in(tmp_path: Path) -> None:
+    spec = backbones.plan("test_vit", SIZE, 3, (0.5,) * 3, (0.25,) * 3)
+    run = RunFolder(tmp_path)
+    run.write_config({"backbone": backbones.spec_to_json(spec)})
+    run.save_backbone(backbones.create(spec))
+    patch = spec.patch_size or 0
+    teacher = known(str(tmp_path), a_student(5 * patch + 1))
+    assert teacher.spec.image_size == 6 * patch > 6
+    assert torch.isfinite(teacher(torch.rand(2, 3, 6 * patch, 6 * patch))).all()
 
 
 def test_timms_teacher_gets_a_size_that_its_patches_fit_in(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,6 +141,11 @@ def test_tiles_fit_the_backbone(backbone: str, size: int, tile: int) -> None:
     assert math.isfinite(float(out["loss"].detach()))
 
 
+def test_a_backbone_of_one_size_is_named() -> None:
+    with pytest.raises(SelfsightError, match=r"--backbone convit_tiny: takes no small views of 64 .*another method"):
+        jigsaw(224, 3, "convit_tiny")
+
+
 def test_a_tile_smaller_than_the_backbones_step_leaves_no_gradient_unwritten(photo: NDArray[np.uint8]) -> None:
     """The tiles of 28-pixel images in bfloat16, where a map of 1 x 1 before a strided convolution would."""
     method = jigsaw(28, config=Jigsaw.Config(permutations=10))

@@ -18,3 +18,11 @@ def test_a_batch_of_fewer_images_than_features_is_whitened_as_far_as_it_goes() -
     white = whiten(z)
     white.square().sum().backward()
     assert torch.isfinite(white).all()
+
+
+def test_whitening_is_exact_within_autocast() -> None:
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(128, 64, generator=generator) @ torch.randn(64, 64, generator=generator) * 30
+    with torch.autocast("cpu", torch.bfloat16):
+        white = whiten(z)
+    assert torch.equal(white, whiten(z))

@@ -1,6 +1,7 @@
 import os
 from pathlib import Path
 
+import lancedb
 import numpy as np
 import pytest
 import torch
@@ -152,3 +153,16 @@ def test_a_file_whose_name_is_not_utf8_is_listed(tmp_path: Path, photo: NDArray[
     done = update(index, backbone, folder, CPU)
     assert (done.added, len(index)) == (3, 3)
     assert [skip.reason for skip in done.skipped] == ["its name is not UTF-8; rename it to have it found"]
+
+
+def test_an_image_that_two_processes_put_at_once_is_there_once(
+    tmp_path: Path, photo: NDArray[np.uint8], backbone: Backbone
+) -> None:
+    folder, index = gallery(tmp_path / "photos", photo), Index(tmp_path / "index")
+    update(index, backbone, folder, CPU)
+    table = lancedb.connect(tmp_path / "index").open_table("images")
+    table.add(table.to_arrow().slice(0, 3))
+    assert len(index) == 15
+    done = update(index, backbone, folder, CPU)
+    assert (done.added, done.kept, len(index)) == (3, 9, 12)
+    assert len({entry.name for entry in index.entries()}) == 12

@@ -160,6 +160,22 @@ def test_images_that_came_later_are_not_answered_from_before(tmp_path: Path) -> 
         trained(folder, out, settings)
 
 
+def test_labels_that_were_corrected_are_not_answered_from_before(tmp_path: Path) -> None:
+    folder = scenes(tmp_path / "scenes")
+    boxes, masks = tmp_path / "boxes", tmp_path / "masks"
+    trained(folder, boxes, DetectionConfig(width=32))
+    trained(folder, masks, SegmentationConfig(decoder="linear"))
+    annotations = folder / "train" / "annotations.json"
+    content = json.loads(annotations.read_text())
+    content["annotations"][0]["bbox"][2] -= 1
+    annotations.write_text(json.dumps(content))
+    with pytest.raises(SelfsightError, match="other labels"):
+        trained(folder, boxes, DetectionConfig(width=32))
+    Image.new("L", (WIDE, WIDE)).save(folder / "train" / "masks" / "0.png")
+    with pytest.raises(SelfsightError, match="other labels"):
+        trained(folder, masks, SegmentationConfig(decoder="linear"))
+
+
 def test_a_damaged_image_is_listed_and_fatal_if_strict(tmp_path: Path) -> None:
     folder = scenes(tmp_path / "scenes")
     damaged = folder / "train" / "images" / "0.png"

@@ -97,7 +97,7 @@ def resampling(start: Tensor, length: Tensor, source: int, target: int, flip: Te
 def crop(images: Tensor, boxes: Tensor, size: int, hflip: Tensor | None = None, vflip: Tensor | None = None) -> Tensor:
     """Return (B, C, size, size) in [0, 1]: the boxes (B, 4) of uint8 `images` (B, C, S, S), antialiased, flipped."""
     device, side = images.device, images.shape[2]
-    # 0..255 is exact in bfloat16 and the weights' rounding is far below one grey level.
+    # 0..255 is exact in bfloat16; the rounding of weights and products is about one grey level.
     dtype = torch.bfloat16 if fast_bf16(device) else torch.float32
     # Images of one shape have one centre box: then one matrix serves all, and the products are single large ones.
     one = hflip is None and vflip is None and bool((boxes == boxes[:1]).all())

@@ -30,6 +30,10 @@ class BoxSet(Annotated):
         """(N,) arrays: the classes that occur in each image."""
         return [np.unique(labels) for labels in self.labels]
 
+    def label_bytes(self, row: int) -> bytes:
+        """Return what an image's label consists of: other bytes, another label."""
+        return self.boxes[row].tobytes() + self.labels[row].tobytes()
+
 
 def open_boxes(path: str | Path, *, strict: bool = False, part: str | None = None) -> BoxSet:
     """Return the boxes of a COCO, YOLO or Pascal VOC data set, which is found out.

@@ -6,6 +6,7 @@ last whole line. A finished cache is the same folder renamed to <key>.
 """
 
 import csv
+import dataclasses
 import hashlib
 import json
 import os
@@ -20,7 +21,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from selfsight.data.decode import (
@@ -28,6 +28,7 @@ from selfsight.data.decode import (
     Pictures,
     Recipe,
     Square,
+    UnreachableError,
     decode,
     fetch,
     nothing_readable,
@@ -39,10 +40,12 @@ from selfsight.data.decode import (
 from selfsight.data.images import ImageSet, Skipped
 from selfsight.data.listing import Listing
 from selfsight.errors import SelfsightError
+from selfsight.locks import locked
 from selfsight.progress import say, track
 
 VERSION = 1
 """Raise it when the same file would become other pixels."""
+BUSY = "another process is building this image cache"
 BLOCK = 32
 """Images decoded by one thread between two lines of the journal."""
 
@@ -55,18 +58,25 @@ def default_cache_dir() -> Path:
 def cached(listing: Listing, recipe: Recipe, cache_dir: Path) -> ImageSet:
     """Return the images from their cache, which is built or finished first if need be.
 
-    SelfsightError if the folder cannot be written or is too small, or if no image can be decoded.
+    A cache that lacks images because a drive failed is built anew once one of them can be read.
+    SelfsightError if the folder cannot be written or is too small, if no image can be decoded, or if the data goes
+    away meanwhile.
     """
     key = hashlib.sha256(repr((listing.identity, recipe, VERSION)).encode()).hexdigest()[:24]
     folder = cache_dir / key
     try:
         if not folder.exists():
-            cache_dir.mkdir(parents=True, exist_ok=True)
-            with _lock(cache_dir / f"{key}.lock"):
+            cache_dir.mkdir(parents=True, exist_ok=True)  # here, for a message that names the flags
+            with locked(cache_dir / f"{key}.lock", BUSY):
                 if not folder.exists():  # another process may have built it meanwhile
                     _build(listing, recipe, folder)
-        images = np.load(folder / "images.npy", mmap_mode="r")
         done, _ = _read_journal(folder / "journal.jsonl")
+        if any(not isinstance(_attempt(listing.pictures, row, recipe), UnreachableError) for row in done.unreachable):
+            say("Images that could not be reached before are there now: decoding anew.")
+            with locked(cache_dir / f"{key}.lock", BUSY):
+                shutil.rmtree(folder, ignore_errors=True)  # another process may have done it meanwhile
+            return cached(listing, recipe, cache_dir)
+        images = np.load(folder / "images.npy", mmap_mode="r")
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise SelfsightError(
@@ -103,22 +113,23 @@ def in_memory(listing: Listing, recipe: Recipe, *, may_be_empty: bool = False) -
     return listing.image_set(images[: len(done.kept)], *_found(listing, done))
 
 
-def streamed(listing: Listing, recipe: Recipe) -> ImageSet:
+def streamed(listing: Listing, recipe: Recipe, *, verify: bool = False) -> ImageSet:
     """Return images that are decoded from their files whenever they are asked for.
 
-    Only headers are read now; files that turn out to be damaged later are replaced by a neighbour and appear in
-    the image set's `skipped` from then on.
+    Only headers are read now, unless to `verify` all of them; files that turn out to be damaged later are replaced by a
+    neighbour and appear in the image set's `skipped` from then on.
     """
 
     def aspect(row: int) -> float | str:
         try:
-            return read_aspect(fetch(listing.pictures, row))
+            picture = fetch(listing.pictures, row)
+            return decode(picture, recipe).aspect if verify else read_aspect(picture)
         except BadImageError as error:
             return str(error)
 
-    rows = range(len(listing.pictures))
+    rows, words = range(len(listing.pictures)), "Checking" if verify else "Reading headers"
     with quiet_decoders(), ThreadPoolExecutor(thread_count()) as pool:
-        found = list(track(pool.map(aspect, rows), "Reading headers", "images", total=len(rows)))
+        found = list(track(pool.map(aspect, rows), words, "images", total=len(rows)))
     kept = [row for row, value in enumerate(found) if not isinstance(value, str)]
     bad = [(row, value) for row, value in enumerate(found) if isinstance(value, str)]
     done = _Done(len(found), kept, [value for value in found if not isinstance(value, str)], bad)
@@ -157,19 +168,23 @@ class _Done:
     aspects: list[float] = field(default_factory=list)
     bad: list[tuple[int, str]] = field(default_factory=list)
     """(row, reason)."""
+    unreachable: list[int] = field(default_factory=list)
+    """Of the bad rows, those whose reason may pass."""
 
     @classmethod
-    def of(cls, first: int, squares: Sequence[Square | str]) -> "_Done":
+    def of(cls, first: int, squares: Sequence[Square | BadImageError]) -> "_Done":
         rows = list(enumerate(squares, first))
         good = [(row, square) for row, square in rows if isinstance(square, Square)]
-        bad = [(row, reason) for row, reason in rows if isinstance(reason, str)]
-        return cls(first + len(rows), [row for row, _ in good], [square.aspect for _, square in good], bad)
+        bad = [(row, str(error)) for row, error in rows if isinstance(error, BadImageError)]
+        unreachable = [row for row, error in rows if isinstance(error, UnreachableError)]
+        return cls(first + len(rows), [row for row, _ in good], [square.aspect for _, square in good], bad, unreachable)
 
     def extend(self, block: "_Done") -> None:
         self.next = block.next
         self.kept += block.kept
         self.aspects += block.aspects
         self.bad += block.bad
+        self.unreachable += block.unreachable
 
 
 class _Streamed:
@@ -214,17 +229,6 @@ def _require_some(listing: Listing, done: _Done) -> None:
         raise nothing_readable(listing.source, [reason for _, reason in done.bad], done.next)
 
 
-def _lock(path: Path) -> FileLock:
-    """Return the held lock; the operating system frees it even if the process is killed."""
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        say("Another process is building this image cache; waiting for it.")
-        lock.acquire()
-    return lock
-
-
 def _build(listing: Listing, recipe: Recipe, folder: Path) -> None:
     """Decode what is not in <folder>.part yet, then rename that to <folder>."""
     part = folder.with_name(f"{folder.name}.part")
@@ -233,6 +237,7 @@ def _build(listing: Listing, recipe: Recipe, folder: Path) -> None:
     count, image_bytes = len(listing.pictures), int(np.prod(shape))
     header = len(_npy_header(0, shape))
     done, journal_bytes = _read_journal(part / "journal.jsonl")
+    has_place = _there(listing.source)
     with (part / "images.npy").open("ab") as images, (part / "journal.jsonl").open("ab") as journal:
         journal.truncate(journal_bytes)
         if images.tell() < header + len(done.kept) * image_bytes:
@@ -244,9 +249,14 @@ def _build(listing: Listing, recipe: Recipe, folder: Path) -> None:
         def append() -> Generator[object, None, None]:
             for squares in _decode_blocks(listing.pictures, recipe, done.next):
                 block = _Done.of(done.next, squares)
+                if block.unreachable and has_place and not _there(listing.source):
+                    raise SelfsightError(
+                        f"{listing.source}: went away after {done.next:,} of {count:,} images; these are kept, "
+                        "go on with the same command once it is back"
+                    )
                 images.writelines(square.pixels.data for square in squares if isinstance(square, Square))
                 images.flush()
-                journal.write(json.dumps([block.next, block.kept, block.aspects, block.bad]).encode() + b"\n")
+                journal.write(json.dumps(dataclasses.astuple(block)).encode() + b"\n")
                 journal.flush()
                 done.extend(block)
                 yield from squares
@@ -262,21 +272,15 @@ def _build(listing: Listing, recipe: Recipe, folder: Path) -> None:
     part.rename(folder)
 
 
-def _decode_blocks(pictures: Pictures, recipe: Recipe, start: int) -> Iterator[list[Square | str]]:
+def _decode_blocks(pictures: Pictures, recipe: Recipe, start: int) -> Iterator[list[Square | BadImageError]]:
     """Yield the rest of the pictures in order, a block at a time: squares, or the reasons why there is none."""
 
-    def block(first: int) -> list[Square | str]:
-        return [attempt(row) for row in range(first, min(first + BLOCK, len(pictures)))]
-
-    def attempt(row: int) -> Square | str:
-        try:
-            return decode(fetch(pictures, row), recipe)
-        except BadImageError as error:
-            return str(error)
+    def block(first: int) -> list[Square | BadImageError]:
+        return [_attempt(pictures, row, recipe) for row in range(first, min(first + BLOCK, len(pictures)))]
 
     threads = thread_count()
     with quiet_decoders(), ThreadPoolExecutor(threads) as pool:
-        waiting: deque[Future[list[Square | str]]] = deque()
+        waiting: deque[Future[list[Square | BadImageError]]] = deque()
         try:
             for first in range(start, len(pictures), BLOCK):
                 waiting.append(pool.submit(block, first))
@@ -287,6 +291,22 @@ def _decode_blocks(pictures: Pictures, recipe: Recipe, start: int) -> Iterator[l
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def _attempt(pictures: Pictures, row: int, recipe: Recipe) -> Square | BadImageError:
+    try:
+        return decode(fetch(pictures, row), recipe)
+    except BadImageError as error:
+        return error
+
+
+def _there(source: str) -> bool:
+    """Return whether this is a file or folder that the operating system can see; a failing drive's is not."""
+    try:
+        Path(source).stat()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _squares_already(pictures: Pictures, recipe: Recipe) -> NDArray[np.uint8] | None:
@@ -305,8 +325,8 @@ def _read_journal(path: Path) -> tuple[_Done, int]:
     for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
         if not line.endswith(b"\n"):  # cut off by a kill
             break
-        following, kept, aspects, bad = json.loads(line)
-        done.extend(_Done(following, kept, aspects, [(row, reason) for row, reason in bad]))
+        following, kept, aspects, bad, *unreachable = json.loads(line)  # older journals don't have the last
+        done.extend(_Done(following, kept, aspects, [(row, reason) for row, reason in bad], *unreachable))
         size += len(line)
     return done, size
 

@@ -35,6 +35,11 @@ Picture = str | Image.Image | NDArray[Any] | torch.Tensor
 """A file, or an image in memory: (H, W) or (H, W, C) as an array, (C, H, W) as a tensor."""
 
 
+Stretch = tuple[tuple[float, ...], tuple[float, ...]]
+"""Which value becomes 0 and which 255 in images of more than 8 bits: one for all bands, or one a band."""
+SIXTEEN_BITS: Stretch = ((0.0,), (65535.0,))
+
+
 class Pictures(Protocol):
     """What decoding reads from: a list of files, an array of images, or a data set of another library."""
 
@@ -47,16 +52,18 @@ class BadImageError(Exception):
     """One picture cannot be used; the message is the reason that the user reads."""
 
 
+class UnreachableError(BadImageError):
+    """The file system failed, not the content: a drive that went away, say. Another day it may be readable."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How every picture of a set becomes a square, so that all agree; part of the cache's key."""
 
     side: int
     channels: int
-    low: tuple[float, ...] = (0.0,)
-    """Value that becomes 0 in images of more than 8 bits: one for all bands, or one a band."""
-    high: tuple[float, ...] = (65535.0,)
-    """Value that becomes 255."""
+    stretch: Stretch | None = None
+    """Of images of more than 8 bits; None where the set showed none."""
 
 
 @dataclass(frozen=True)
@@ -106,11 +113,14 @@ def thread_count() -> int:
 def not_a_file(file: str) -> str | None:
     """Return why this path is no file to open (missing, a pipe, a folder), or None if it is one."""
     try:
-        mode = Path(file).stat().st_mode
+        return _irregular(Path(file).stat().st_mode)
     except FileNotFoundError:
         return "no such file"  # a link to nowhere, or a path in a table
     except OSError as error:
         return (error.strerror or "cannot be opened").lower()
+
+
+def _irregular(mode: int) -> str | None:
     if stat.S_ISDIR(mode):
         return "a folder, not an image"
     return None if stat.S_ISREG(mode) else "not a regular file"
@@ -124,15 +134,19 @@ def reasons() -> Iterator[None]:
     except BadImageError:
         raise
     except FileNotFoundError as error:
-        raise BadImageError("no such file") from error
+        raise UnreachableError("no such file") from error
     except PermissionError as error:
-        raise BadImageError("permission denied") from error
+        raise UnreachableError("permission denied") from error
     except UnidentifiedImageError as error:
         raise BadImageError("not an image of a known format (TIFF of more than 4 bands: save as .npy)") from error
     except Image.DecompressionBombError as error:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
         raise BadImageError(f"more than {limit:.0f} million pixels") from error
-    # Decoders meet arbitrary bytes and answer with OSError, SyntaxError, struct.error, zlib.error, KeyError,
+    except OSError as error:
+        reason = " ".join((error.strerror or str(error)).split())[:200]
+        # Pillow raises OSError, too, but only those of the operating system have a number.
+        raise (BadImageError(reason) if error.errno is None else UnreachableError(reason.lower())) from error
+    # Decoders meet arbitrary bytes and answer with SyntaxError, struct.error, zlib.error, KeyError,
     # MemoryError and more; a data set of the user's may raise anything. One bad picture must not end the run.
     except Exception as error:
         raise BadImageError(" ".join(str(error).split())[:200] or type(error).__name__) from error
@@ -237,14 +251,14 @@ def to_uint8(array: NDArray[Any], recipe: Recipe) -> NDArray[np.uint8]:
         return array
     if array.dtype == np.bool_:
         return array.astype(np.uint8) * np.uint8(255)
-    low, high = np.array(recipe.low, np.float32), np.array(recipe.high, np.float32)
+    low, high = (np.array(values, np.float32) for values in recipe.stretch or SIXTEEN_BITS)
     scaled = np.nan_to_num((array.astype(np.float32) - low) * (255 / (high - low)))  # NaN marks gaps in tiles
     pixels: NDArray[np.uint8] = scaled.clip(0, 255).round().astype(np.uint8)
     return pixels
 
 
 def _bytes(file: str) -> bytes:
-    if reason := not_a_file(file):  # opening a pipe would wait for ever
+    if reason := _irregular(Path(file).stat().st_mode):  # opening a pipe would wait for ever
         raise BadImageError(reason)
     content = Path(file).read_bytes()
     if not content:

@@ -38,7 +38,7 @@ def read_idx(path: Path) -> Listing:
     for file in _idx_images(path) if path.is_dir() else [path]:
         images = _read_idx_file(file, 3)
         wanted = _dashed(file).replace(_IDX_IMAGES, _IDX_LABELS)
-        beside = [other for other in file.parent.iterdir() if _dashed(other) == wanted]
+        beside = [other for other in file.parent.iterdir() if _dashed(other) == wanted and other.is_file()]
         labels = _read_idx_file(beside[0], 1) if beside else None
         parts.append(("train" if file.name.startswith("train") else "test", images, labels))
     return from_parts(str(path), parts if len(parts) > 1 else [("", *parts[0][1:])])
@@ -249,7 +249,7 @@ def _label_texts(labels: NDArray[Any] | None, count: int) -> list[str]:
         return [""] * count
     flat = labels.reshape(count)
     if np.issubdtype(flat.dtype, np.number):
-        return ["" if value < 0 else str(int(value)) for value in flat]
+        return [str(int(value)) if value >= 0 else "" for value in flat]  # a NaN is neither
     return [str(value) for value in flat]
 
 
@@ -261,7 +261,9 @@ def _dashed(file: Path) -> str:
 def _idx_images(folder: Path) -> list[Path]:
     """Return the folder's files of images, train first, each once though it lie there zipped and unzipped."""
     found = {
-        _dashed(file): file for file in sorted(folder.iterdir(), reverse=True) if _dashed(file).endswith(_IDX_IMAGES)
+        _dashed(file): file
+        for file in sorted(folder.iterdir(), reverse=True)
+        if _dashed(file).endswith(_IDX_IMAGES) and file.is_file()  # some archives hold folders of the same names
     }
     return [found[name] for name in sorted(found, key=lambda name: (not name.startswith("train"), name))]
 

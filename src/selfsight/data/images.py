@@ -1,5 +1,6 @@
 """ImageSet: decoded images of one data set, and the Batch that methods see."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,7 +11,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from selfsight.data.decode import Stretch
 from selfsight.errors import SelfsightError
+
+SAMPLED = 64
+"""Images whose pixels tell whether a set is the same."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,8 @@ class ImageSet:
     split: NDArray[np.str_] | None = None
     """(N,) 'train' or 'test' where the data comes with a split, else None."""
     skipped: Sequence[Skipped] = ()
+    stretch: Stretch | None = None
+    """Which values became 0 and 255 where images have more than 8 bits; None if none has."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -86,6 +93,13 @@ class ImageSet:
     def side(self) -> int:
         """Height and width of the squares in pixels."""
         return self.images.shape[2]
+
+    def digest(self) -> str:
+        """Return a hash that changes with the names of the images, their number, and the pixels of some of them."""
+        digest = hashlib.sha256(f"{self.images.shape}\n".encode() + "\n".join(self.names).encode())
+        some = np.unique(np.linspace(0, len(self) - 1, SAMPLED).astype(np.int64))
+        digest.update(self.images[some].tobytes())
+        return digest.hexdigest()
 
     def rows(self, split: str) -> NDArray[np.int64]:
         """Return the rows of the 'train' or 'test' part; all rows are train if there is no split."""

@@ -39,6 +39,11 @@ class MaskSet(Annotated):
     """(N,) arrays: the classes that occur in each image, which is never `ignore`."""
     ignore: int = IGNORE
 
+    def label_bytes(self, row: int) -> bytes:
+        """Return what an image's mask is drawn from: other bytes, another mask."""
+        mask = self.masks[row]
+        return Path(mask).read_bytes() if isinstance(mask, str) else repr(mask).encode()
+
     def load_mask(self, row: int) -> NDArray[np.uint8]:
         """Return the (H, W) class numbers, of the upright image's size, `ignore` where a pixel has none.
 

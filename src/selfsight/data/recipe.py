@@ -15,6 +15,7 @@ from selfsight.data.decode import (
     Picture,
     Pictures,
     Recipe,
+    Stretch,
     as_array,
     fetch,
     nothing_readable,
@@ -30,15 +31,21 @@ DEEP_SAMPLE = 32  # of these, how many 16-bit ones are decoded for the percentil
 
 
 def learn_recipe(
-    pictures: Pictures, source: str, image_size: int, side: int | None = None, channels: int | None = None
+    pictures: Pictures,
+    source: str,
+    image_size: int,
+    side: int | None = None,
+    channels: int | None = None,
+    stretch: Stretch | None = None,
 ) -> Recipe:
     """Look at up to 200 pictures, spread over the set, and return the recipe that fits them all.
 
     The side is the smaller of `side` (1.5 * image_size if None) and the 90th percentile of the pictures' own
     longer sides, but at least 8. There is one channel if all are grey, three if any has colour, else as many
-    as there are bands. Deeper than 8 bits is stretched from the 0.5th to the 99.5th percentile of the sample;
-    fractions within 0 .. 1 keep their scale. SelfsightError if nothing can be read, or if band counts differ
-    or are not what `channels` asks for.
+    as there are bands. Deeper than 8 bits is stretched as `stretch` says, by default from the 0.5th to the 99.5th
+    percentile of the sample; fractions within 0 .. 1 keep their scale then.
+
+    SelfsightError if nothing can be read, or if band counts differ or are not what `channels` asks for.
     """
 
     def look(row: int) -> _Look | str:
@@ -72,10 +79,9 @@ def learn_recipe(
     longer = float(np.percentile([s.longer for s in looks], 90))
     final_side = max(8, int(min(side or 1.5 * image_size, longer)))
     deep = [d for d in deep if d.size]
-    if not deep:
-        return Recipe(final_side, channels or bands[-1])
-    low, high = _stretch(np.concatenate([d for d in deep if d.shape[1] == deep[0].shape[1]]))
-    return Recipe(final_side, channels or bands[-1], low, high)
+    if deep and stretch is None:
+        stretch = _stretch(np.concatenate([d for d in deep if d.shape[1] == deep[0].shape[1]]))
+    return Recipe(final_side, channels or bands[-1], stretch)
 
 
 @dataclass(frozen=True)
@@ -120,7 +126,7 @@ def _deep_values(picture: Picture) -> NDArray[Any]:
         return values[:: max(1, len(values) // 10_000)]
 
 
-def _stretch(values: NDArray[Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _stretch(values: NDArray[Any]) -> Stretch:
     """Return per band the values (N, bands) that become 0 and 255."""
     if np.issubdtype(values.dtype, np.floating) and np.nanmin(values) >= 0 and np.nanmax(values) <= 1:
         return (0.0,), (1.0,)

@@ -54,7 +54,9 @@ def serve(run: Run, data: str, config: GalleryConfig) -> None:
     app = create_app(gallery, host=config.host, port=port, token=token)
     name = config.host if config.host not in ("0.0.0.0", "::") else socket.gethostname()
     address = f"http://{f'[{name}]' if ':' in name else name}:{port}/" + (f"?token={token}" if token else "")
-    say(f"{len(gallery.entries):,} images, labels in {gallery.store.path}\n{address}  (Ctrl-C ends)")
+    elsewhere = gallery.elsewhere()
+    kept = f" ({elsewhere:,} of pictures that were removed or edited are kept in it)" if elsewhere else ""
+    say(f"{len(gallery.entries):,} images, labels in {gallery.store.path}{kept}\n{address}  (Ctrl-C ends)")
     if config.browser:
         Timer(0.5, webbrowser.open, [address]).start()
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1))

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from pydantic import BaseModel, Field
 
 from selfsight.data import open_images
-from selfsight.data.decode import BadImageError, on_white, open_image, reasons
+from selfsight.data.decode import DEEP_MODES, BadImageError, on_white, open_image, reasons
 from selfsight.errors import SelfsightError
 from selfsight.gallery.guard import Guard, TooLargeError
 from selfsight.gallery.state import Gallery, Order, embed_one
@@ -139,12 +139,12 @@ def create_app(gallery: Gallery, *, host: str, port: int, token: str | None = No
     @app.get("/api/items")
     def items(ids: Annotated[str, Query(max_length=8 * MOST_ASKED)]) -> list[dict[str, Any]]:
         numbers = _parsed(ids)
-        gallery.names(numbers)
+        gallery.keys_of(numbers)
         return [gallery.facts(number) for number in numbers]
 
     @app.get("/api/similar/{number}")
     def similar(number: int, k: Annotated[int, Query(ge=1, le=1000)] = NEIGHBOURS) -> list[tuple[int, float]]:
-        gallery.names([number])
+        gallery.keys_of([number])
         return gallery.like(gallery.vectors[number], k)
 
     @app.post("/api/search")
@@ -169,12 +169,12 @@ def create_app(gallery: Gallery, *, host: str, port: int, token: str | None = No
 
     @app.get("/thumb/{number}")
     def thumb(number: int, side: Annotated[int, Query(ge=32, le=512)] = 192) -> Response:
-        gallery.names([number])
+        gallery.keys_of([number])
         return Response(_thumbnail(gallery, number, side), media_type="image/jpeg", headers=FOREVER)
 
     @app.get("/image/{number}")
     def image(number: int) -> Response:
-        gallery.names([number])
+        gallery.keys_of([number])
         return Response(_large(gallery, number), media_type="image/jpeg", headers=FOREVER)
 
     @app.post("/api/classes")
@@ -194,7 +194,7 @@ def create_app(gallery: Gallery, *, host: str, port: int, token: str | None = No
 
     @app.post("/api/label")
     def label(wish: LabelWish) -> dict[str, Any]:
-        changed = gallery.store.label(gallery.names(wish.images), wish.cls)
+        changed = gallery.store.label(gallery.keys_of(wish.images), wish.cls)
         return _done(gallery) | {"changed": changed}
 
     @app.post("/api/accept")
@@ -298,11 +298,13 @@ def _search(gallery: Gallery, content: bytes) -> list[tuple[int, float]]:
         with reasons(), open_image(io.BytesIO(content)) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise BadImageError(f"more than {MOST_PIXELS / 1e6:.0f} million pixels")
-            pixels = np.asarray(on_white(ImageOps.exif_transpose(image)))
+            upright = ImageOps.exif_transpose(image)
+            pixels = np.asarray(upright if upright.mode in DEEP_MODES else on_white(upright))
     except BadImageError as error:
         raise SelfsightError(f"this image cannot be used: {error}") from error
     spec = gallery.backbone.spec
-    found = open_images(pixels[None], image_size=spec.image_size, channels=spec.channels)
+    stretch = gallery.images.stretch
+    found = open_images(pixels[None], image_size=spec.image_size, channels=spec.channels, stretch=stretch)
     return gallery.like(embed_one(gallery.backbone, found), NEIGHBOURS)
 
 

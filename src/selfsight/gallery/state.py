@@ -59,13 +59,18 @@ class Gallery:
             raise SelfsightError(f"{images.source}: no image to show")
         self.rows = np.array([place[entry.name] for entry in self.entries])
         self.number = {entry.name: i for i, entry in enumerate(self.entries)}
+        # Labels belong to what a picture shows: they follow a file that is renamed, and stay away from another one
+        # that takes its name. Exact copies share theirs.
+        self.keys = [entry.content for entry in self.entries]
+        _, self._first = np.unique(self.keys, return_index=True)
+        store.translate({entry.name: entry.content for entry in self.entries})  # from when names were the keys
         self.vectors = index.vectors([entry.name for entry in self.entries])
         self.map_kind = map_kind
         self.places: NDArray[np.float32] | None = None
         self.cluster: NDArray[np.int64] | None = None
         self._copies: list[Group] | None = None
         self._lock = threading.Lock()
-        self.answers: Answers = answer(self.vectors, self.labels(), store.version)
+        self.answers: Answers = answer(self.vectors, self.lessons(), store.version)
         self.trainer = Trainer(self.learn)
         self._mapper = threading.Thread(target=self._lay_out, name="selfsight-map", daemon=True)
         self._mapper.start()
@@ -82,17 +87,25 @@ class Gallery:
 
     def labels(self) -> NDArray[np.int64]:
         """Return (N,) the class's id of each image, -1 without one."""
-        found = np.full(len(self.entries), -1)
-        for name, identity in self.store.labels().items():
-            if name in self.number:
-                found[self.number[name]] = identity
+        known = self.store.labels()
+        return np.array([known.get(key, -1) for key in self.keys], np.int64)
+
+    def lessons(self) -> NDArray[np.int64]:
+        """Return (N,) the labels to learn from: of exact copies one, or cross-validation would test what it taught."""
+        labels = self.labels()
+        found = np.full(len(labels), -1)
+        found[self._first] = labels[self._first]
         return found
+
+    def elsewhere(self) -> int:
+        """Return how many labels belong to pictures that are not here: removed, edited, or never of this data."""
+        return len(self.store.labels().keys() - set(self.keys))
 
     def learn(self) -> None:
         """Fit the classifier to the labels as they are now."""
         version = self.store.version
         if version != self.answers.version:
-            self.answers = answer(self.vectors, self.labels(), version)
+            self.answers = answer(self.vectors, self.lessons(), version)
 
     def close(self) -> None:
         """Stop the threads and close the labels."""
@@ -160,17 +173,18 @@ class Gallery:
         """
         answers = self.answers
         if answers.version != self.store.version:
+            self.trainer.wake()  # the label may come from another process, which wakes its own only
             raise SelfsightError("the classifier is still learning from the last label; try again")
         sure = (answers.best == identity) & (answers.confidence >= confidence) & (self.labels() < 0)
-        return self.store.label((self.entries[i].name for i in np.flatnonzero(sure)), identity)
+        return self.store.label((self.keys[i] for i in np.flatnonzero(sure)), identity)
 
-    def names(self, numbers: Iterable[int]) -> list[str]:
-        """Return the names of these images; SelfsightError for a number that none has."""
+    def keys_of(self, numbers: Iterable[int]) -> list[str]:
+        """Return these images' keys in the store; SelfsightError for a number that no image has."""
         found = list(numbers)
         for number in found:
             if not 0 <= number < len(self.entries):
                 raise SelfsightError(f"there is no image {number}")
-        return [self.entries[number].name for number in found]
+        return [self.keys[number] for number in found]
 
     def table(self) -> list[tuple[str, str]]:
         """Return (path, class name) of each labelled image, by name."""
@@ -256,9 +270,10 @@ class Gallery:
                 "data": self.source,
                 "classes": [names[identity] for identity in answers.classes],
                 "image_size": self.backbone.spec.image_size,
+                "stretch": self.images.stretch,
                 "backbone": spec_to_json(self.backbone.spec),
                 "model": {"head": "linear", "separator": ClassificationConfig.separator},
-                "labels": len(self.store.labels()),
+                "labels": int((self.lessons() >= 0).sum()),
                 "made": time.strftime("%Y-%m-%dT%H:%M:%S"),
             }
         )

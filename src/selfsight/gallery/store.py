@@ -65,7 +65,7 @@ class Store:
         return [Class(*row) for row in self._all(query)]
 
     def labels(self) -> dict[str, int]:
-        """Return the class's id of each labelled image, by name."""
+        """Return the class's id of each labelled image, by the image's key."""
         return dict(self._all("SELECT image, class FROM labels"))
 
     def add_class(self, name: str) -> int:
@@ -107,6 +107,18 @@ class Store:
                 if before != identity:
                     change.label(image, before, identity)
             return len(change.labels)
+
+    def translate(self, keys: Mapping[str, str]) -> None:
+        """Give the images of these keys others, in the labels and in the steps that can be undone."""
+        if not keys.keys() & self.labels().keys():
+            return
+        with self._transaction():
+            for old in keys.keys() & self.labels().keys():
+                self._database.execute("UPDATE OR REPLACE labels SET image = ? WHERE image = ?", (keys[old], old))
+            for identity, text in self._all("SELECT id, changes FROM steps"):
+                changes = json.loads(text)
+                changes["labels"] = [[keys.get(image, image), *rest] for image, *rest in changes["labels"]]
+                self._database.execute("UPDATE steps SET changes = ? WHERE id = ?", (json.dumps(changes), identity))
 
     def undo(self) -> str | None:
         """Take the last step back; return what it was, None if there is none."""

@@ -18,7 +18,7 @@ from selfsight.data.images import Batch
 from selfsight.distillation import sinkhorn
 from selfsight.methods.method import Facts
 from selfsight.methods.two_views import MultiCrop
-from selfsight.nn import gather, mlp, unit
+from selfsight.nn import cosines, gather, mlp, unit
 from selfsight.optim import Optim
 
 
@@ -82,9 +82,9 @@ class DeepClusterV2(MultiCrop):
         views = len(features)
         losses = []
         for centres, clusters in zip(self.centres, self.clusters, strict=True):
-            scores = z @ centres.T  # (V · B, K)
+            scores = cosines(z, centres)  # (V · B, K)
             known = clusters[batch.index]
-            if bool((known < 0).any()):
+            if bool((gather(known) < 0).any()):  # all processes deal, or none
                 known = torch.where(known < 0, self.deal(scores.detach()[: len(known)]), known)
             losses.append(F.cross_entropy(scores / self.config.temperature, known.repeat(views)))
         index = gather(batch.index)

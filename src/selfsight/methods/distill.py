@@ -18,7 +18,7 @@ from selfsight.data.images import Batch
 from selfsight.errors import SelfsightError
 from selfsight.methods.method import Facts
 from selfsight.methods.two_views import TwoViews
-from selfsight.nn import Queue, exact, gather, mlp, unit
+from selfsight.nn import Queue, cosines, exact, gather, mlp, unit
 from selfsight.optim import Optim
 from selfsight.run import RunFolder
 
@@ -77,9 +77,9 @@ class Distill(TwoViews):
             theirs = F.normalize(raw - self.mean, dim=1)  # (2B, D)
         self.queue.push(theirs[: len(batch.images)])  # first, for what is to be answered is among it (section 3.2)
         rows = self.queue.rows
-        relations = F.softmax(theirs @ rows.T / config.teacher_temperature, dim=1)  # (2B, Q)
+        relations = F.softmax(cosines(theirs, rows) / config.teacher_temperature, dim=1)  # (2B, Q)
         z = unit(self.head(self.backbone(x)))
-        loss = F.cross_entropy(z @ rows.T / config.student_temperature, relations)
+        loss = F.cross_entropy(cosines(z, rows) / config.student_temperature, relations)
         entropy = torch.special.entr(relations).sum(1).mean()
         return {"loss": loss, "teacher_entropy": entropy, "chance": torch.tensor(math.log(len(rows)))}
 
@@ -95,11 +95,17 @@ def known(teacher: str | None, student: Backbone) -> Backbone:
     if not Path(teacher).is_dir():
         mean, std = (backbones.IMAGENET_MEAN, backbones.IMAGENET_STD) if spec.channels == 3 else (spec.mean, spec.std)
         patch = backbones.own_patch(teacher) if backbones.is_vit(teacher) else 1
-        side = math.ceil(spec.image_size / patch) * patch
-        planned = backbones.plan(teacher, side, spec.channels, mean, std, pretrained=True, flag="--teacher")
+        planned = backbones.plan(
+            teacher, in_whole(patch, spec.image_size), spec.channels, mean, std, pretrained=True, flag="--teacher"
+        )
         return backbones.load_pretrained(planned, "timm", "--teacher")
     trained = RunFolder(Path(teacher)).load_backbone()
     if trained.spec.channels != spec.channels:
         raise SelfsightError(f"--teacher {teacher}: of {trained.spec.channels} channels, the images of {spec.channels}")
-    resized = replace(trained.spec, image_size=spec.image_size)
+    resized = replace(trained.spec, image_size=in_whole(trained.spec.patch_size or 1, spec.image_size))
     return backbones.with_weights(resized, trained.model.state_dict(), f"--teacher {teacher}")
+
+
+def in_whole(patch: int, size: int) -> int:
+    """Return the side of the smallest square of whole patches that is no smaller than `size` pixels."""
+    return math.ceil(size / patch) * patch

@@ -33,7 +33,7 @@ class IBOT(DINO):
         """DINO's hyperparameters, and those of the hidden patches."""
 
         masked: float = 0.5
-        """Share of the large views that have hidden patches, 0 to 1."""
+        """Share of the large views that have hidden patches, above 0 to 1; at least one view has."""
         mask: tuple[float, float] = (0.1, 0.5)
         """Least and largest share of such a view's patches that is hidden."""
         patch_weight: float = 1.0

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfsight.backbones import Backbone
+from selfsight.backbones import Backbone, check
 from selfsight.data.augment import View, uniform, whole
 from selfsight.data.images import Batch
 from selfsight.data.permutations import permutation_set
@@ -58,6 +58,7 @@ class Jigsaw(Method):
         # As large as in the view, in whole steps of the backbone: what lies between costs as much as the next one.
         steps = round(backbone.spec.image_size / 3 * (1 - config.gap) / backbone.reduction)
         self.tile = max(1, steps) * backbone.reduction
+        check(backbone, small=self.tile, remedy="another method")
         self.cell = math.ceil(self.tile / (1 - config.gap))
         # Grey, as colours give a tile's place away: a lens's fringes grow towards the corners.
         grey = config.grey if backbone.spec.channels == 3 else 0.0

@@ -37,10 +37,8 @@ class NNBYOL(BYOL):
         self.queue = Queue(config.queue or 65_536, config.projection)
 
     def target(self, z: Tensor, count: int) -> Tensor:
-        """Return what is to be predicted from each view, (2B, D): the neighbour of its partner among the teacher's z.
-
-        The batch is put into the queue before: a view of the same image may be the neighbour of its other view.
-        """
+        """Return what is to be predicted from each view, (2B, D): of the teacher's z its partner's neighbour."""
         z = unit(z)
-        self.queue.push(z[:count])
-        return super().target(nearest(z, self.queue.rows), count)
+        found = nearest(z, self.queue.rows)
+        self.queue.push(z[:count])  # afterwards: before, a view would be its own neighbour
+        return super().target(found, count)

@@ -37,7 +37,8 @@ class NNSiam(SimSiam):
         self.queue = Queue(config.queue or 65_536, config.hidden)
 
     def target(self, z: Tensor, count: int) -> Tensor:
-        """Return what is to be predicted from each view: its partner's neighbour, which may be of its own image."""
+        """Return what is to be predicted from each view, (2B, D): its partner's neighbour among earlier z."""
         z = unit(z)
+        found = nearest(z, self.queue.rows)
         self.queue.push(z[:count])
-        return super().target(nearest(z, self.queue.rows), count)
+        return super().target(found, count)

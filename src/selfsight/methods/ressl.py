@@ -15,7 +15,7 @@ from selfsight.data.augment import View, whole
 from selfsight.data.images import Batch
 from selfsight.methods.method import Facts
 from selfsight.methods.two_views import Taught
-from selfsight.nn import Queue, mlp, unit
+from selfsight.nn import Queue, cosines, mlp, unit
 from selfsight.optim import Optim
 
 
@@ -54,8 +54,9 @@ class ReSSL(Taught):
         """Return the cross entropy of the student's relations to the teacher's (equation 6), and their entropy."""
         z = unit(self.head(self.backbone(self.views[0](batch))))  # (B, D)
         target = unit(self.teacher(self.gentle(batch)))
-        relations = F.softmax(target @ self.queue.rows.T / self.config.teacher_temperature, dim=1)  # (B, Q)
-        loss = F.cross_entropy(z @ self.queue.rows.T / self.config.student_temperature, relations)
+        rows = self.queue.rows
+        relations = F.softmax(cosines(target, rows) / self.config.teacher_temperature, dim=1)  # (B, Q)
+        loss = F.cross_entropy(cosines(z, rows) / self.config.student_temperature, relations)
         self.queue.push(target)
         return {"loss": loss, "entropy": torch.special.entr(relations).sum(1).mean()}
 

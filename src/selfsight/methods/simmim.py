@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from selfsight.backbones import Backbone
 from selfsight.data.augment import View, whole
 from selfsight.data.images import Batch
+from selfsight.errors import SelfsightError
 from selfsight.masking import encode, grid_of, patchify, scattered, the_vit, unpatchify, without
 from selfsight.methods.method import Method
 from selfsight.nn import exact
@@ -44,6 +45,8 @@ class SimMIM(Method):
         super().__init__(backbone, config)
         self.config, self.grid = config, grid_of(backbone)
         self.block = config.block or (2 if self.grid >= 12 and self.grid % 2 == 0 else 1)
+        if self.grid % self.block:
+            raise SelfsightError(f"--block {self.block}: {self.grid} patches in a row are no whole number of blocks")
         size, channels = backbone.spec.image_size, backbone.spec.channels
         self.view = View(size, (config.crop_min, 1.0), hflip=config.hflip)
         self.token = nn.Parameter(torch.randn(backbone.dim) * 0.02)

@@ -17,7 +17,7 @@ from selfsight.data.images import Batch
 from selfsight.distillation import dino_loss, sinkhorn
 from selfsight.methods.method import Facts
 from selfsight.methods.two_views import MultiCrop
-from selfsight.nn import Queue, mlp, unit
+from selfsight.nn import Queue, cosines, mlp, unit
 from selfsight.optim import Optim
 
 
@@ -73,7 +73,7 @@ class SwAV(MultiCrop):
         prototypes = F.normalize(self.prototypes, dim=1)
         if progress < config.freeze:  # a gradient of zero, not none: DistributedDataParallel waits for each
             prototypes = prototypes.detach() + 0 * prototypes
-        scores = (z @ prototypes.T).view(*features.shape[:2], -1)  # (V, B, K)
+        scores = cosines(z, prototypes).view(*features.shape[:2], -1)  # (V, B, K)
         with torch.no_grad():
             codes = torch.stack([self.assigned(view, prototypes, progress) for view in scores[:2]])  # (2, B, K)
         if self.queue is not None:
@@ -85,6 +85,6 @@ class SwAV(MultiCrop):
         """Return the codes (B, K) of a view's cosines (B, K), evenly spread together with those of the queue."""
         if self.queue is None or progress < self.config.queue_from:
             return sinkhorn(scores / self.config.epsilon, self.config.rounds)
-        share = self.queue.share() @ prototypes.T  # each process brings its part of the queue
+        share = cosines(self.queue.share(), prototypes)  # each process brings its part of the queue
         both = torch.cat([scores, share]) / self.config.epsilon
         return sinkhorn(both, self.config.rounds)[: len(scores)]

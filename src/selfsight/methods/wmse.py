@@ -55,9 +55,10 @@ def whiten(z: Tensor) -> Tensor:
     """Return features z (N, D) with mean 0 and covariance 1: W (z - mean), W the inverse of the covariance's Cholesky
     factor (equations 6 and 7). A thousandth of 1 is mixed into the covariance, without which it may have no inverse,
     and more into one so large that float32 would not see it."""
-    z = z - z.mean(0)
-    covariance = 0.999 * (z.T @ z / (len(z) - 1))
-    ridge = (1e-6 * covariance.detach().trace()).clamp(min=0.001)
-    factor = torch.linalg.cholesky(covariance + ridge * torch.eye(z.shape[1], dtype=z.dtype, device=z.device))
-    white: Tensor = torch.linalg.solve_triangular(factor, z.T, upper=False).T
-    return white
+    with torch.autocast(z.device.type, enabled=False):  # rounded to bfloat16 a covariance may have no factor
+        z = exact(z) - exact(z).mean(0)
+        covariance = 0.999 * (z.T @ z / (len(z) - 1))
+        ridge = (1e-6 * covariance.detach().trace()).clamp(min=0.001)
+        factor = torch.linalg.cholesky(covariance + ridge * torch.eye(z.shape[1], dtype=z.dtype, device=z.device))
+        white: Tensor = torch.linalg.solve_triangular(factor, z.T, upper=False).T
+        return white

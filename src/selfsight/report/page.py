@@ -236,7 +236,8 @@ def sentence(results: Sequence[Summary]) -> str:
     if protocol is None or not part:
         return ""
     own = part[0]  # the fewest labels come first
-    others = [s for s in results if (s.protocol, s.labels) == (protocol, own.labels) and s.method in BASELINES]
+    alike = (protocol, repr(own.labels))  # by repr: all of them, 1.0, is not one a class, 1
+    others = [s for s in results if (s.protocol, repr(s.labels)) == alike and s.method in BASELINES]
     label_word = amount_words(own.labels).replace(" per class", "")
     amount = f"{label_word} labels a class" if isinstance(own.labels, int) else f"{label_word} of the labels"
     words = f"With {amount}, {PROTOCOLS[protocol]} on this backbone is right for {own.mean:.1%} of the test images"

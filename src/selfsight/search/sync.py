@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,10 @@ def update(
     Raises SelfsightError for data that cannot be used, see open_images.
     """
     listing = list_images(data)
-    known = {entry.name: entry for entry in index.entries()}
+    entries = index.entries()
+    twice = {a.name for a, b in pairwise(entries) if a.name == b.name}  # two processes put it at once
+    index.delete(twice)
+    known = {entry.name: entry for entry in entries if entry.name not in twice}
     labels = [
         "" if listing.labels is None or listing.labels[row] < 0 else listing.classes[listing.labels[row]]
         for row in range(len(listing.names))

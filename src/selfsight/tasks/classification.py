@@ -6,6 +6,7 @@ Augmentation with a Reduced Search Space"; Lee 2013, "Pseudo-Label: The Simple a
 Method".
 """
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -106,6 +107,12 @@ class Classified:
     known: NDArray[np.bool_]
     """(N,) whether the image has a label at all."""
 
+    def digest(self) -> str:
+        """Return a hash that changes with any image's name or class."""
+        found = hashlib.sha256("\0".join(self.images.names).encode())
+        found.update(self.targets.tobytes() + self.known.tobytes())
+        return found.hexdigest()
+
     @property
     def present(self) -> list[NDArray[np.int64]]:
         """(N,) arrays: the classes of each image."""
@@ -137,6 +144,7 @@ def open_classified(
     Raises SelfsightError without labels or with a single class, where the test has a class that training has not, and,
     if `strict`, for an image that can't be read.
     """
+    cache |= {"verify": True}
     images = open_images(data, image_size=image_size, channels=channels, **cache)
     labels = images.require_labels()
     if test is not None:
@@ -151,7 +159,7 @@ def open_classified(
     train = _classified(images, separator, None)
     other = train
     if test is not None:
-        tested = open_images(test, image_size=image_size, channels=channels, **cache)
+        tested = open_images(test, image_size=image_size, channels=channels, stretch=images.stretch, **cache)
         other = _classified(replace(tested, split=np.full(len(tested), "test")), separator, train.classes)
         warn_of_overlap(images, tested)
     if len(train.classes) < (2 if separator is None else 1):

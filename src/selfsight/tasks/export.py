@@ -88,7 +88,7 @@ def _examples(data: str, model: Model) -> Tensor:
     """Return some images (CHECKED, C, S, S): the first of the training data, or noise."""
     spec, size = model.model.backbone.spec, model.image_size
     try:
-        images = open_images(data, image_size=size, channels=spec.channels, cache=False)
+        images = open_images(data, image_size=size, channels=spec.channels, stretch=model.stretch, cache=False)
         (batch,) = in_order(images, np.arange(CHECKED), CHECKED, torch.device("cpu"))
         return whole(batch, size)
     except (SelfsightError, IndexError, OSError):

@@ -1,5 +1,6 @@
 """Labelled images for training and test: boxes or masks beside decoded pixels, of one folder or of two."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +37,13 @@ class Labelled(Generic[T]):
         """Return the rows of a part whose images could be decoded."""
         rows = self.data.rows(part)
         return rows[self.place[rows] >= 0]
+
+    def digest(self) -> str:
+        """Return a hash that changes with any image's name or label."""
+        found = hashlib.sha256()
+        for row, name in enumerate(self.data.names):
+            found.update(f"{name}\0".encode() + self.data.label_bytes(row))
+        return found.hexdigest()
 
     def pixels(self, row: int) -> Tensor:
         """Return an image in its own shape, (C, H, W) uint8, its longer side as long as the cache's squares."""
@@ -74,7 +82,8 @@ def open_labelled(
     else:
         tested = opener(test, strict=strict)
         tested = replace(tested, split=np.full(len(tested), "test"))
-        other = _decoded(tested, data.classes, image_size, channels, strict, cache)
+        alike = cache | {"stretch": train.images.stretch}
+        other = _decoded(tested, data.classes, image_size, channels, strict, alike)
         warn_of_overlap(train.images, other.images)
     for source, part, found in ((path, "train", train), (test or path, "test", other)):
         if not len(found.rows(part)):
@@ -94,7 +103,7 @@ def _decoded(data: T, classes: Any, image_size: int, channels: int, strict: bool
     unknown = [name for name in data.classes if name not in classes]
     if unknown:
         raise SelfsightError(f"{data.source}: has the class {unknown[0]!r}, which the training images don't have")
-    images = open_images(data, image_size=image_size, channels=channels, **cache)
+    images = open_images(data, image_size=image_size, channels=channels, verify=True, **cache)
     mine = set(data.names)
     lost: list[Problem] = [Problem(skip.name, None, skip.reason) for skip in images.skipped if skip.name in mine]
     if strict and lost:

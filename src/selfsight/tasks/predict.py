@@ -17,7 +17,7 @@ from torch import Tensor
 from selfsight.backbones import Backbone, create, spec_from_json
 from selfsight.data import ImageSet, in_order, open_images
 from selfsight.data.augment import whole as squares
-from selfsight.data.decode import BadImageError, read_size
+from selfsight.data.decode import BadImageError, Stretch, read_size
 from selfsight.errors import SelfsightError
 from selfsight.evaluate.features import evaluating
 from selfsight.evaluate.finetune import LinearHead
@@ -59,6 +59,8 @@ class Model:
     image_size: int
     separator: str | None = None
     """Of a classifier: what stands between the classes of an image that may have several."""
+    stretch: Stretch | None = None
+    """Which values of the training images became 0 and 255, if they had more than 8 bits: so do those of others."""
 
     def answer(self, images: ImageSet, rows: NDArray[np.int64]) -> list[Any]:
         """Return what is found in each of these images, in pixels of the originals.
@@ -110,7 +112,9 @@ def load_model(path: str | Path) -> Model:
         model = Segmenter(backbone, len(classes), chosen["decoder"], width=chosen["width"])
     folder.load_method(model)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Model(task, model.to(device).eval(), classes, size, chosen.get("separator"))
+    low, high = config.get("stretch") or ((), ())
+    stretch = (tuple(low), tuple(high)) if low else None
+    return Model(task, model.to(device).eval(), classes, size, chosen.get("separator"), stretch)
 
 
 def classifier(backbone: Backbone, classes: int, chosen: dict[str, Any], weights: Path) -> Classifier:
@@ -128,7 +132,8 @@ def predict(path: str | Path, data: str, config: PredictConfig) -> dict[str, Any
     Raises SelfsightError where there is no image that can be read.
     """
     model = load_model(path)
-    images = open_images(_paths(data), image_size=model.image_size, channels=model.model.backbone.spec.channels)
+    channels = model.model.backbone.spec.channels
+    images = open_images(_paths(data), image_size=model.image_size, channels=channels, stretch=model.stretch)
     config.out.mkdir(parents=True, exist_ok=True)
     writer: Writer = WRITERS[model.task](model, config)
     answers = _answers(model, images, config.batch_size)

@@ -149,9 +149,14 @@ function filter(reset = true) {
   const wish = $("show").value, [kind, id] = wish.split(":");
   const keep = { all: () => true, none: (i) => labels[i] < 0, any: (i) => labels[i] >= 0, is: (i) => labels[i] === +id,
     guess: (i) => labels[i] < 0 && guesses[i] === +id }[kind];
+  const focused = shown[at], begun = shown[anchor];
   shown = wish === "all" ? order : order.filter(keep);
-  if (reset) { at = shown.length ? 0 : -1; $("grid").scrollTop = 0; }
-  at = Math.min(at, shown.length - 1);
+  if (reset) { at = shown.length ? 0 : -1; anchor = -1; $("grid").scrollTop = 0; }
+  else { // images come and go with their labels: the focus stays on its own
+    const place = shown.indexOf(focused);
+    at = place < 0 ? Math.min(at, shown.length - 1) : place;
+    anchor = shown.indexOf(begun);
+  }
   $("shown").textContent = `${shown.length.toLocaleString("en")} image${shown.length === 1 ? "" : "s"}` + (state.skipped ? `, ${state.skipped} cannot be read` : "");
   drawGrid();
 }
@@ -305,6 +310,7 @@ async function showOne(number) {
   const wish = ++oneWish;
   $("one-picture").src = `/thumb/${number}?side=320&v=${state.started}`;
   if (!facts.has(number)) for (const found of await json(`/api/items?ids=${number}`)) facts.set(found.id, found);
+  if (wish !== oneWish) return;
   const found = facts.get(number);
   $("one-picture").alt = found.name;
   $("one-words").textContent = [found.name, `${found.width} × ${found.height}`, found.taken].filter(Boolean).join(" · ");

@@ -1,0 +1,121 @@
+"""Labels belong to pictures, whatever their files are called; 16-bit pictures are seen as what they are."""
+
+import io
+import sqlite3
+from pathlib import Path
+from shutil import copy
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from selfsight.api import Run
+from selfsight.errors import SelfsightError
+from selfsight.gallery.serve import open_gallery
+from selfsight.gallery.server import _large, _search
+from selfsight.gallery.state import Gallery
+from selfsight.run import RunFolder
+from selfsight.tasks.predict import PredictConfig, predict
+from tests.gallery.galleries import make_photos, make_run
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return make_run(tmp_path / "run")
+
+
+def labelled(gallery: Gallery) -> dict[str, str]:
+    classes = {found.id: found.name for found in gallery.store.classes()}
+    return {e.name: classes[int(i)] for e, i in zip(gallery.entries, gallery.labels(), strict=True) if i >= 0}
+
+
+def give(gallery: Gallery, names: list[str], name: str) -> None:
+    identity = gallery.store.add_class(name)
+    gallery.store.label(gallery.keys_of(gallery.number[n] for n in names), identity)
+
+
+def test_a_label_follows_a_renamed_picture_and_not_its_name(tmp_path: Path, photo: NDArray[np.uint8], run: Run) -> None:
+    folder = make_photos(tmp_path / "photos", photo, 8)
+    gallery = open_gallery(run, str(folder))
+    give(gallery, ["a/000.jpg"], "sky")
+    gallery.close()
+    (folder / "a" / "000.jpg").rename(folder / "moved.jpg")
+    (folder / "b" / "001.jpg").rename(folder / "a" / "000.jpg")  # another picture takes the name
+    gallery = open_gallery(run, str(folder))
+    assert labelled(gallery) == {"moved.jpg": "sky"}
+    assert gallery.elsewhere() == 0
+    gallery.close()
+    (folder / "moved.jpg").unlink()
+    gallery = open_gallery(run, str(folder))
+    assert labelled(gallery) == {}
+    assert gallery.elsewhere() == 1, "kept, should the picture come back"
+    gallery.close()
+
+
+def test_exact_copies_share_a_label_which_teaches_once(tmp_path: Path, photo: NDArray[np.uint8], run: Run) -> None:
+    folder = make_photos(tmp_path / "photos", photo, 8)
+    copy(folder / "a" / "000.jpg", folder / "copy.jpg")
+    gallery = open_gallery(run, str(folder))
+    give(gallery, ["copy.jpg"], "sky")
+    assert labelled(gallery) == {"a/000.jpg": "sky", "copy.jpg": "sky"}
+    assert (gallery.lessons() >= 0).sum() == 1
+    gallery.close()
+
+
+def test_labels_from_when_names_were_the_keys_are_taken_over(
+    tmp_path: Path, photo: NDArray[np.uint8], run: Run
+) -> None:
+    folder = make_photos(tmp_path / "photos", photo, 8)
+    gallery = open_gallery(run, str(folder))
+    give(gallery, ["a/000.jpg"], "sky")
+    gallery.close()
+    with sqlite3.connect(gallery.store.path) as database:
+        database.execute("UPDATE labels SET image = 'a/000.jpg'")
+    gallery = open_gallery(run, str(folder))
+    assert labelled(gallery) == {"a/000.jpg": "sky"}
+    assert set(gallery.store.labels()) == {gallery.entries[0].content}
+    gallery.close()
+
+
+def test_accepting_learns_from_the_labels_of_another_window(tmp_path: Path, photo: NDArray[np.uint8], run: Run) -> None:
+    folder = make_photos(tmp_path / "photos", photo, 8)
+    mine, theirs = open_gallery(run, str(folder)), open_gallery(run, str(folder))
+    give(theirs, ["a/000.jpg"], "sky")
+    with pytest.raises(SelfsightError, match="still learning"):
+        mine.accept(1, 0.5)
+    mine.trainer.end()  # waits for the fit that was asked for
+    assert mine.answers.version == mine.store.version
+    mine.close()
+    theirs.close()
+
+
+def test_deep_pictures_are_shown_and_searched_by_their_sets_range(
+    tmp_path: Path, photo: NDArray[np.uint8], run: Run
+) -> None:
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    grey = np.asarray(Image.fromarray(photo).convert("L"), np.float32)
+    for i in range(8):
+        crop = grey[40 * i : 40 * i + 64, 60 * i : 60 * i + 64]
+        Image.fromarray((crop * (3 + i)).astype(np.uint16)).save(folder / f"{i}.png")  # up to 765 .. 2,550
+    gallery = open_gallery(run, str(folder))
+    found = _search(gallery, (folder / "2.png").read_bytes())
+    assert found[0][0] == 2
+    assert found[0][1] > 0.9999, "it is the same picture"
+    (hits,) = run.search(folder, [folder / "2.png"], 1)
+    assert hits[0].entry.name == "2.png"
+    assert hits[0].similarity > 0.9999
+    shown = np.asarray(Image.open(io.BytesIO(_large(gallery, 7))).convert("L"))
+    assert 20 < shown.mean() < 235
+    assert shown.std() > 20
+    give(gallery, ["0.png", "1.png"], "upper")
+    give(gallery, ["6.png", "7.png"], "lower")
+    model = gallery.export_classifier(tmp_path / "model")
+    assert RunFolder(model).config()["stretch"] is not None
+    gallery.close()
+    lines = []
+    for data in (folder, folder / "2.png"):
+        predict(model, str(data), PredictConfig(out=tmp_path / data.name))
+        lines.append((tmp_path / data.name / "predictions.csv").read_text().splitlines())
+    assert lines[0][3] == lines[1][1], "alone an image gets the answer that it gets among others"
