@@ -95,4 +95,7 @@ def test_labels_that_a_training_saw_are_not_tested_on(digits: Digits, tmp_path: 
             run.evaluate(str(tmp_path / "link.npz"), config)
         with pytest.raises(selfsight.SelfsightError, match="supcon has seen all labels"):
             run.train(str(tmp_path / "plain.npz"))
+        other = selfsight.TrainConfig(test=str(tmp_path / "plain.npz"))
+        with pytest.raises(selfsight.SelfsightError, match="supcon has seen all labels"):
+            run.train(str(tmp_path / "split.npz"), config=other)
         assert run.evaluate(str(tmp_path / "split.npz"), config), "other data may be measured"

@@ -269,14 +269,15 @@ class Run:
         results.jsonl, curve.png and report.html go to `config.out`, by default runs/<data>-<task>.
         """
         settings = settings or ClassificationConfig()
-        if self._supervised and isinstance(settings, ClassificationConfig) and not (config and config.test):
-            self._require_unseen(self.images(data))
+        if self._supervised and isinstance(settings, ClassificationConfig):
+            self._require_unseen(self.images(config.test if config and config.test else data))
         task = next(name for name, kind in TASKS.items() if isinstance(settings, kind))
         config, learning = config or TrainConfig(), learning or default_learning(task)
         out, method = config.out or Path("runs") / f"{pretraining.name_of(data)}-{task}", self.method
-        trained = train_task(
-            self.backbone(), data, config, settings, learning, method=method, run=str(self.path), out=out
-        )
+        with RunFolder(out).alone():
+            trained = train_task(
+                self.backbone(), data, config, settings, learning, method=method, run=str(self.path), out=out
+            )
         if trained is None:  # a helper process has nothing left to do
             raise SystemExit(0)
         write_trained(trained)

@@ -16,7 +16,6 @@ import torch
 from selfsight import backbones, methods
 from selfsight.data import write_skipped
 from selfsight.errors import SelfsightError, StoppedError
-from selfsight.locks import locked
 from selfsight.memory import peak_memory, tune_allocator
 from selfsight.methods import Facts, Method
 from selfsight.pictures import save_pictures, spread
@@ -37,9 +36,7 @@ def pretrain(data: Any, method: str, config: Pretrain, method_config: Method.Con
     Raises SelfsightError for anything that the user can mend.
     """
     run = RunFolder(config.out or Path("runs") / f"{name_of(data)}-{method}")
-    if not leads():
-        return _pretrain(data, method, run, config, method_config)
-    with locked(run.lock_file, f"--out {run.path}: another process trains in this folder", wait=False):
+    with run.alone():
         return _pretrain(data, method, run, config, method_config)
 
 

@@ -16,7 +16,8 @@ gallery/               labels given by hand, by data set
 import csv
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -26,6 +27,8 @@ from torch import nn
 
 from selfsight.backbones import Backbone, create, read_safetensors, spec_from_json, spec_to_json
 from selfsight.errors import SelfsightError
+from selfsight.locks import locked
+from selfsight.processes import leads
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -91,6 +94,18 @@ class RunFolder:
     def lock_file(self) -> Path:
         """Held while a process trains here."""
         return self.path / "training.lock"
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other trainings out of this folder, but for this one's helpers.
+
+        Raises SelfsightError where another process trains here.
+        """
+        if not leads():
+            yield
+            return
+        with locked(self.lock_file, f"--out {self.path}: another process trains in this folder", wait=False):
+            yield
 
     @property
     def skipped_file(self) -> Path:

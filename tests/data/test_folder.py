@@ -161,3 +161,30 @@ def test_errors_name_the_path_and_what_is_there(tmp_path: Path) -> None:
         open_images(str(tmp_path), image_size=8)
     with pytest.raises(SelfsightError, match=r"a\.txt: not a data set"):
         open_images(tmp_path / "a.txt", image_size=8)
+
+
+def test_unlabeled_images_beside_the_parts_are_trained_on_without_a_label(tmp_path: Path) -> None:
+    for name in ("train/cat/1.png", "train/dog/2.png", "test/cat/3.png", "unlabeled/4.png", "unlabeled/deep/5.png"):
+        save(tmp_path / name)
+    images = open_images(tmp_path, image_size=8, cache=False)
+    assert list(images.names) == [
+        "test/cat/3.png",
+        "train/cat/1.png",
+        "train/dog/2.png",
+        "unlabeled/4.png",
+        "unlabeled/deep/5.png",
+    ]
+    assert images.rows("test").tolist() == [0]
+    assert list(images.classes) == ["cat", "dog"]
+    assert images.require_labels().tolist() == [0, 0, 1, -1, -1]
+
+
+@pytest.mark.parametrize("odd", ["extra/cat/4.png", "preview.png"])
+def test_something_else_beside_train_and_test_is_named_and_not_taken_for_a_class(tmp_path: Path, odd: str) -> None:
+    for name in ("train/cat/1.png", "train/dog/2.png", "test/cat/3.png", odd):
+        save(tmp_path / name)
+    with pytest.raises(SelfsightError, match=f"{odd} lies beside test and train; move it elsewhere"):
+        open_images(tmp_path, image_size=8, cache=False)
+    (tmp_path / "test" / "cat" / "3.png").unlink()
+    if odd != "preview.png":  # a folder of that name alone is one of the user's own
+        assert list(open_images(tmp_path, image_size=8, cache=False).classes) == ["extra", "train"]

@@ -261,3 +261,20 @@ def test_few_images_show_every_class_of_the_masks(tmp_path: Path) -> None:
     masks = open_masks(tmp_path)
     assert all(few_images(masks, 1, seed).tolist() == [7] for seed in range(5))
     assert few_images(masks, 0.5, 3).size == 6
+
+
+@pytest.mark.parametrize("names", [("train", "test"), ("train2017", "val2017")])
+def test_parts_within_images_and_masks_are_the_split_whatever_is_unlabeled(
+    tmp_path: Path, names: tuple[str, str]
+) -> None:
+    for name in names:
+        for sub, value in (("images", 90), ("masks", 1)):
+            (tmp_path / sub / name).mkdir(parents=True)
+            Image.new("L", (8, 8), value).save(tmp_path / sub / name / "a.png")
+    (tmp_path / "images" / "unlabeled").mkdir()
+    Image.new("L", (8, 8), 90).save(tmp_path / "images" / "unlabeled" / "b.png")
+    masks = open_masks(tmp_path)
+    assert [len(masks.rows(part)) for part in ("train", "test")] == [1, 1]
+    (tmp_path / "images" / "more").mkdir()
+    with pytest.raises(SelfsightError, match=r"images/more: lies beside train.* and .*; move it elsewhere"):
+        open_masks(tmp_path)

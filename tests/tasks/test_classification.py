@@ -5,6 +5,7 @@ import csv
 import functools
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -432,3 +433,36 @@ def test_other_weights_are_a_start_to_compare_with(digits_file: Path, tmp_path: 
     options["imagenet"] = str(tmp_path / "none.pth")
     with pytest.raises(SelfsightError, match="no such file"):
         run(digits_file, tmp_path / "other", ClassificationConfig(), image_size=32, **options)
+
+
+def test_a_class_of_the_datas_own_test_part_that_training_has_not_is_named(digits_file: Path, tmp_path: Path) -> None:
+    with np.load(digits_file) as digits:
+        images, labels = digits["images"][:200], digits["labels"][:200]
+    np.savez(tmp_path / "parts.npz", images=images, labels=labels, split=np.where(labels == 9, "test", "train"))
+    with pytest.raises(SelfsightError, match="class '9' has no image in the train part"):
+        open_job(net(), tmp_path / "parts.npz", TrainConfig(), ClassificationConfig(), SHORT)
+
+
+def test_the_head_on_a_frozen_backbone_begins_at_its_probe_pretrained_or_not(
+    digits_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(curve, "learn", lambda *_: None)
+    learning = replace(SHORT, frozen=True)
+    job = open_job(net(), digits_file, TrainConfig(), ClassificationConfig(), learning)
+    for pretrained in (True, False):
+        model = curve.Training(job, net(), learning, tmp_path / str(pretrained), pretrained, 0).fit(job.rows("train"))
+        scores = job.scores(model, "test", job.rows("test"))
+        assert scores["accuracy"] > 0.6, "without a step"
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (lambda: ClassificationConfig(separator=""), "--separator"),
+        (lambda: TrainConfig(seed=-1), "--seed -1"),
+        (lambda: PredictConfig(batch_size=0), "--batch-size 0"),
+    ],
+)
+def test_values_that_make_no_sense_are_named(settings: Callable[[], object], words: str) -> None:
+    with pytest.raises(SelfsightError, match=words):
+        settings()

@@ -20,6 +20,7 @@ from selfsight.tasks.curve import TrainConfig, open_job, train
 from selfsight.tasks.jobs import DetectionConfig, SegmentationConfig
 from selfsight.tasks.learning import Batches, Examples, LearnConfig, Learner, learn
 from selfsight.tasks.predict import PredictConfig, load_model, predict
+from tests.gallery.galleries import make_run
 from tests.tasks.scenes import SIDE, backbone, rectangles
 
 CPU = torch.device("cpu")
@@ -259,3 +260,44 @@ def test_an_unfinished_or_foreign_folder_is_no_model(tmp_path: Path) -> None:
     RunFolder(tmp_path).write_config({"method": "simclr"})
     with pytest.raises(SelfsightError, match="no model for a task"):
         load_model(tmp_path)
+
+
+def test_a_part_without_a_box_is_named_before_anything_is_trained(tmp_path: Path) -> None:
+    folder = scenes(tmp_path / "scenes")
+    path = folder / "test" / "annotations.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"annotations": []}))
+    with pytest.raises(SelfsightError, match="no labelled image in the test part"):
+        open_job(backbone("test_resnet"), folder, TrainConfig(image_size=SIDE), DetectionConfig(), SHORT)
+
+
+def test_images_that_are_learned_from_and_tested_on_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = scenes(tmp_path / "scenes")
+    config = TrainConfig(image_size=SIDE, test=str(folder / "train"))
+    job = open_job(backbone("test_resnet"), folder, config, DetectionConfig(), SHORT)
+    assert len(job.rows("train")) == 6, "the test part of the data is not learned from"
+    assert "6 of the 6 test images are learned from too" in " ".join(capsys.readouterr().err.split())
+    open_job(backbone("test_resnet"), folder, replace(config, test=None), DetectionConfig(), SHORT)
+    assert "learned from too" not in " ".join(capsys.readouterr().err.split())
+
+
+def test_masks_that_were_not_predicted_are_never_replaced(tmp_path: Path) -> None:
+    folder, out = scenes(tmp_path / "scenes"), tmp_path / "out"
+    trained(folder, out, SegmentationConfig(decoder="linear"))
+    part = folder / "train"
+    before = {file.name: file.read_bytes() for file in (part / "masks").iterdir()}
+    with pytest.raises(SelfsightError, match=r"masks: holds files that `predict` did not write"):
+        predict(out, str(part / "images"), PredictConfig(out=part))
+    assert {file.name: file.read_bytes() for file in (part / "masks").iterdir()} == before
+    for _ in range(2):
+        assert predict(out, str(part / "images"), PredictConfig(out=tmp_path / "new"))["images"] == 6
+    np.savez(tmp_path / "array.npz", images=np.zeros((2, 20, 20, 3), np.uint8))
+    with pytest.raises(SelfsightError, match="a segmentation is predicted of image files"):
+        predict(out, str(tmp_path / "array.npz"), PredictConfig(out=tmp_path / "array"))
+
+
+def test_two_trainings_on_labels_never_share_a_folder(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    with RunFolder(tmp_path / "out").alone(), pytest.raises(SelfsightError, match="another process trains"):
+        run.train(scenes(tmp_path / "scenes"), SegmentationConfig(), TrainConfig(out=tmp_path / "out"))

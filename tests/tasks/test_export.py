@@ -10,9 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from selfsight.errors import SelfsightError
+from selfsight.run import RunFolder
 from selfsight.tasks.classification import ClassificationConfig
 from selfsight.tasks.curve import TrainConfig, train
-from selfsight.tasks.export import export_task
+from selfsight.tasks.export import _examples, export_task
 from selfsight.tasks.jobs import DetectionConfig, SegmentationConfig
 from selfsight.tasks.learning import LearnConfig
 from selfsight.tasks.predict import load_model
@@ -86,3 +87,21 @@ def test_other_answers_and_other_files_are_refused(tmp_path: Path, monkeypatch: 
     with pytest.raises(SelfsightError, match="differ"):
         export_task(out)
     assert not (out / "model.onnx").exists()
+
+
+def test_a_detector_is_checked_on_images_of_its_data_or_says_that_nothing_was_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = scenes(tmp_path / "scenes")
+    out = model(folder / "train" / "annotations.json", tmp_path / "out", DetectionConfig(width=32))
+    trained = load_model(out)
+    shown = _examples(str(folder / "train" / "annotations.json"), trained)
+    expected = _examples(str(folder / "train"), trained)
+    assert torch.equal(shown, expected)
+    assert not torch.equal(shown, _examples("gone", trained))
+    torch.nn.init.constant_(
+        next(p for n, p in trained.model.named_parameters() if n.endswith("cls_logits.bias")), -50.0
+    )
+    RunFolder(out).save_method(trained.model.cpu())
+    export_task(out)
+    assert "no box was compared" in " ".join(capsys.readouterr().err.split())

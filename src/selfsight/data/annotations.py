@@ -21,6 +21,7 @@ Box = tuple[float, float, float, float]
 """x0, y0, x1, y1 in pixels: the left edge of the first pixel is at 0, the right edge of the last at the width."""
 Size = tuple[int, int]
 """Width, height of the upright image."""
+SHOWS_NOTHING = "no annotation: taken as showing nothing"
 CLASS_FILES = ("data.yaml", "data.yml", "classes.txt", "obj.names")
 
 # Formats round, and some tools count VOC's pixels from 0, so what sticks out by a pixel is clipped without a word.
@@ -144,11 +145,11 @@ class Findings:
                     sizes[file] = found
         return sizes
 
-    def pairs(self, images: Path, labels: Path, suffix: str) -> list[tuple[Path, Size, Path | None]]:
+    def pairs(self, images: Path, labels: Path, suffix: str, bare: str) -> list[tuple[Path, Size, Path | None]]:
         """Return (image, size, file of its label or None) for each image under a folder.
 
-        The label has the image's path in the folder `labels`, with this suffix. Images without one and labels
-        without an image are listed. SelfsightError if there is no image.
+        The label has the image's path in the folder `labels`, with this suffix. Images without one are listed, with
+        what becomes of these `bare` ones, and so are labels without an image. SelfsightError if there is no image.
         """
         listing = list_folder(images)
         for skip in listing.skipped:
@@ -163,7 +164,7 @@ class Findings:
         for file, size in self.measure(files).items():
             there = wanted[file].is_file()
             if not there:
-                self.add(file, f"no annotation, as {self.name(wanted[file])} is missing")
+                self.add(file, f"no annotation, as {self.name(wanted[file])} is missing: {bare}")
             pairs.append((file, size, wanted[file] if there else None))
         return pairs
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from selfsight.data.annotations import BadLabelError, Box, Findings, Size, clip, finite
+from selfsight.data.annotations import SHOWS_NOTHING, BadLabelError, Box, Findings, Size, clip, finite
 from selfsight.data.coco import read_coco
 from selfsight.data.decode import EXTENSIONS
 from selfsight.data.parts import (
@@ -90,7 +90,7 @@ def read_yolo(images: Path, labels: Path, names: Sequence[str] | None, findings:
     """
     known = names or numbered(MAX_CLASSES)
     drawn = []
-    for file, size, label in findings.pairs(images, labels, ".txt"):
+    for file, size, label in findings.pairs(images, labels, ".txt", "taken as showing nothing"):
         image = Drawn(file, size)
         if label:
             try:
@@ -147,7 +147,7 @@ def read_voc(folder: Path, places: Sequence[Path], names: Sequence[str] | None, 
             images.append(_voc_image(xml, Drawn(file, sizes[file]), tree, names, findings))
     for file in bare:
         if file in sizes:
-            findings.add(file, "no annotation")
+            findings.add(file, SHOWS_NOTHING)
             images.append(Drawn(file, sizes[file]))
     used = sorted({name for image in images for name in image.names})
     return Part(names or used, sorted(images, key=lambda image: image.file))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from selfsight.data.annotations import Findings, Size
+from selfsight.data.annotations import SHOWS_NOTHING, Findings, Size
 from selfsight.errors import SelfsightError
 
 
@@ -61,7 +61,7 @@ def read_coco(file: Path, findings: Findings) -> tuple[list[str], list[CocoImage
             images[image_id].annotations.append(Annotation(where, name, entry))
     for image_id, image in images.items():
         if image_id not in annotated:
-            findings.add(image.file, "no annotation")
+            findings.add(image.file, SHOWS_NOTHING)
     return list(categories.values()), list(images.values())
 
 

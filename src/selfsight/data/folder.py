@@ -5,9 +5,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from selfsight.data.decode import EXTENSIONS, not_a_file
 from selfsight.data.images import Skipped
-from selfsight.data.listing import Listing, index_labels, is_split_word, two_way_split
+from selfsight.data.listing import UNLABELLED_WORDS, Listing, index_labels, is_split_word, two_way_split
 from selfsight.errors import SelfsightError
 
 
@@ -15,20 +17,31 @@ def list_folder(folder: Path) -> Listing:
     """Return the images under the folder, sorted by path.
 
     First-level subfolders are the classes if there are two or more and every image lies in one.
-    Subfolders train and test (or val), holding everything, are the split, and the classes lie in them.
-    SelfsightError if there is no image.
+    Subfolders train and test (or val), holding everything, are the split, and the classes lie in them; images in one
+    that is named unlabeled are train images without a label. SelfsightError if there is no image, or where something
+    else lies beside train and test.
     """
     names, skipped = _walk(folder)
     if not names:
         raise SelfsightError(f"{folder}: {_why_empty(folder, skipped)}")
     shown = [printable(name) for name in names]
     parts = [name.split("/") for name in shown]
-    tops = {part[0] for part in parts}
+    tops = [part[0] if len(part) > 1 else "" for part in parts]
+    bare = np.array([top.lower() in UNLABELLED_WORDS for top in tops])
+    words = {top for top in tops if is_split_word(top)}
+    odd = next((i for i, top in enumerate(tops) if not is_split_word(top) and not bare[i]), None)
+    if len(words) > 1 and odd is not None:
+        raise SelfsightError(f"{folder}: {shown[odd]} lies beside {' and '.join(sorted(words))}; move it elsewhere")
     split, depth = None, 0
-    if len(tops) > 1 and all(len(part) > 1 and is_split_word(part[0]) for part in parts):
-        split, depth = two_way_split([part[0] for part in parts], str(folder)), 1
-    labels, classes = index_labels([part[depth] if len(part) > depth + 1 else "" for part in parts])
-    if labels is not None and ((labels < 0).any() or len(classes) < 2):
+    if words and odd is None and len(set(tops)) > 1:
+        named = ["train" if none else top for top, none in zip(tops, bare, strict=True)]
+        split, depth = two_way_split(named, str(folder)), 1
+        split = split if len(set(split)) > 1 else None
+    own = bare if depth else np.zeros(len(parts), bool)
+    labels, classes = index_labels(
+        ["" if none or len(part) < depth + 2 else part[depth] for part, none in zip(parts, own, strict=True)]
+    )
+    if labels is not None and ((labels[~own] < 0).any() or len(classes) < 2):
         labels, classes = None, []
     files = [str(folder.absolute() / name) for name in names]
     return Listing(str(folder), files, shown, labels, classes, split, skipped, identify(names, files))

@@ -11,6 +11,7 @@ from selfsight.data.images import ImageSet, Pixels, Skipped
 from selfsight.errors import SelfsightError
 
 SPLIT_WORDS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
+UNLABELLED_WORDS = {"unlabeled", "unlabelled"}
 VALIDATION_WORDS = {"val", "valid", "validation"}
 
 

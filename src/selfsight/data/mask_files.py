@@ -138,7 +138,7 @@ def _mask_sources(path: Path, root: Path) -> list[Source[_Masked]]:
 
 def _read_index_masks(images: Path, masks: Path, names: Sequence[str] | None, findings: Findings) -> Part[_Masked]:
     known = names or numbered(IGNORE)
-    pairs = [(file, size, mask) for file, size, mask in findings.pairs(images, masks, ".png") if mask]
+    pairs = [(file, size, mask) for file, size, mask in findings.pairs(images, masks, ".png", "left out") if mask]
     found, largest = [], -1
     with quiet_decoders(), ThreadPoolExecutor(thread_count()) as pool:
         for (file, size, mask), seen in zip(pairs, pool.map(_look, [mask for *_, mask in pairs]), strict=True):

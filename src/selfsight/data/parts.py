@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from selfsight.data.annotations import CLASS_FILES, Findings, Problem, Size
 from selfsight.data.decode import EXTENSIONS
-from selfsight.data.listing import SPLIT_WORDS, VALIDATION_WORDS, is_split_word, two_way_split
+from selfsight.data.listing import SPLIT_WORDS, UNLABELLED_WORDS, VALIDATION_WORDS, is_split_word, two_way_split
 from selfsight.errors import SelfsightError
 
 MAX_CLASSES = 10_000  # a larger number is a slip
@@ -107,8 +107,9 @@ def read_everything(path: str | Path, detect: Detect[T], strict: bool, part: str
 
 def part_folders(folder: Path) -> list[tuple[str, Path]]:
     """Return the subfolders named train, val, test or the like, in this order, as (name, folder)."""
-    found = [entry for entry in folder.iterdir() if is_split_word(entry.name) and entry.is_dir()]
-    return in_order([(entry.name, entry) for entry in found])
+    # train2017 is the train part
+    found = [(entry.name.rstrip("0123456789"), entry) for entry in folder.iterdir() if entry.is_dir()]
+    return in_order([(word, entry) for word, entry in found if is_split_word(word)])
 
 
 def in_order(parts: Sequence[tuple[str, Path]]) -> list[tuple[str, Path]]:
@@ -120,15 +121,26 @@ def in_order(parts: Sequence[tuple[str, Path]]) -> list[tuple[str, Path]]:
 def paired_folders(folder: Path, beside: str) -> list[tuple[str, Path, Path]]:
     """Return (part, images, labels) if there are `images/` and the folder `beside` it.
 
-    The parts may lie in these two: images/train, images/test.
+    The parts may lie in these two: images/train, images/test; images/unlabeled is left out. SelfsightError where
+    something else lies beside train and test.
     """
     images, labels = folder / "images", folder / beside
     if not (images.is_dir() and labels.is_dir()):
         return []
     parts = part_folders(images)
     inner = [folder for _, folder in parts]
-    visible = [entry for entry in images.iterdir() if not entry.name.startswith(".") and entry not in inner]
-    if not parts or any(entry.is_dir() or entry.suffix.lower() in EXTENSIONS for entry in visible):
+    others = [
+        entry
+        for entry in sorted(images.iterdir())
+        if (entry.is_dir() or entry.suffix.lower() in EXTENSIONS)
+        and not entry.name.startswith(".")
+        and entry not in inner
+        and entry.name.lower() not in UNLABELLED_WORDS
+    ]
+    if len(parts) > 1 and others:
+        named = " and ".join(entry.name for entry in inner)
+        raise SelfsightError(f"{others[0]}: lies beside {named}; move it elsewhere")
+    if not parts or others:
         return [("", images, labels)]
     return [(word, folder, labels / folder.name) for word, folder in parts]
 

@@ -87,6 +87,8 @@ class ClassificationConfig:
             raise SelfsightError("--mixup and --cutmix must be 0 or more, --label-smoothing a share below 1")
         if not 0 <= self.randaugment <= 30:
             raise SelfsightError(f"--randaugment {self.randaugment}: must be from 0 to 30")
+        if self.separator is not None and not self.separator.strip():
+            raise SelfsightError("--separator: name what stands between the classes of an image, such as '|'")
         if self.pseudo_labels is not None and (self.separator is not None or self.head != "finetune"):
             raise SelfsightError("--pseudo-labels: for fine-tuning with one class an image only")
 
@@ -139,7 +141,8 @@ def open_classified(
     """Return what to learn from, its part 'train', and what to test on, its part 'test'; the same set if it has both.
 
     Without `test` the set's own split counts, or else a seeded `test_share` of each class is held out (of all images,
-    where they have several classes). `separator` stands between the classes of one image.
+    where they have several classes). With it, only the train part of a set that has parts is learned from. `separator`
+    stands between the classes of one image.
 
     Raises SelfsightError without labels or with a single class, where the test has a class that training has not, and,
     if `strict`, for an image that can't be read.
@@ -147,8 +150,9 @@ def open_classified(
     cache |= {"verify": True}
     images = open_images(data, image_size=image_size, channels=channels, **cache)
     labels = images.require_labels()
+    own = images.split is not None
     if test is not None:
-        images = replace(images, split=np.full(len(images), "train"))
+        images = images if own else replace(images, split=np.full(len(images), "train"))
     elif images.split is None and separator is None:
         images = replace(images, split=stratified_split(labels, test_share, seed, classes=images.classes))
     elif images.split is None:
@@ -161,15 +165,22 @@ def open_classified(
     if test is not None:
         tested = open_images(test, image_size=image_size, channels=channels, stretch=images.stretch, **cache)
         other = _classified(replace(tested, split=np.full(len(tested), "test")), separator, train.classes)
-        warn_of_overlap(images, tested)
     if len(train.classes) < (2 if separator is None else 1):
-        raise SelfsightError(f"{images.source}: all images are of the class {train.classes[0]!r}: nothing to learn")
+        raise SelfsightError(f"{images.source}: all images are of one class, or of none: nothing to learn")
     for found, part in ((train, "train"), (other, "test")):
         if strict and found.images.skipped:
             skip = found.images.skipped[0]
             raise SelfsightError(f"{skip.name}: {skip.reason}")
         if not len(found.rows(part)):
             raise SelfsightError(f"{found.images.source}: no labelled image in the {part} part")
+    learned, held = train.rows("train"), other.rows("test")
+    unseen = np.flatnonzero(other.targets[held].any(0) & ~train.targets[learned].any(0))
+    if len(unseen) and own and separator is None:
+        name = train.classes[unseen[0]]
+        raise SelfsightError(f"{images.source}: class {name!r} has no image in the train part to learn from")
+    if train.images.files is not None and other.images.files is not None:
+        files = train.images.files, other.images.files
+        warn_of_overlap([files[0][row] for row in learned], [files[1][row] for row in held])
     return train, other
 
 

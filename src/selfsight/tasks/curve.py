@@ -59,7 +59,8 @@ class TrainConfig:
     out: Path | None = None
     """Folder of the result; by default runs/<data>-<task>."""
     test: str | None = None
-    """Labelled images to test on; by default the data's own test part, else a seeded share of it."""
+    """Labelled images to test on; by default the data's own test part, else a seeded share of it. Of data with parts
+    only the train part is learned from."""
     labels: tuple[float, ...] | None = None
     """Fractions of the training images whose labels may be used, each in (0, 1]: the label-efficiency curve, each
     also from scratch. By default all labels, once, and no training from scratch."""
@@ -90,6 +91,8 @@ class TrainConfig:
         for amount in self.labels or ():
             if not 0 < amount <= 1:
                 raise SelfsightError(f"--labels {amount}: must be a fraction in (0, 1]")
+        if self.seed < 0:
+            raise SelfsightError(f"--seed {self.seed}: must be 0 or more")
 
     @property
     def curve(self) -> bool:
@@ -227,7 +230,9 @@ class Training:
     def _fit(self, job: Job, rows: NDArray[np.int64], validated: NDArray[np.int64], name: str) -> TaskModel:
         device = next(self.backbone.parameters()).device
         backbone = copy.deepcopy(self.backbone)
-        model = job.model(backbone, np.unique(rows) if self.pretrained or not job.learns else None)
+        # Where the backbone stays as it is, an untrained one's head begins at its linear probe as well.
+        probed = self.pretrained or not job.learns or self.config.frozen
+        model = job.model(backbone, np.unique(rows) if probed else None)
         if self.config.frozen:
             model.freeze_backbone()
         model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]

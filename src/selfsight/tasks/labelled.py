@@ -1,7 +1,7 @@
 """Labelled images for training and test: boxes or masks beside decoded pixels, of one folder or of two."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -64,13 +64,14 @@ def open_labelled(
 ) -> tuple[Labelled[T], Labelled[T]]:
     """Return what to learn from, its part 'train', and what to test on, its part 'test'; the same set if it has both.
 
-    Without `test` the set's own split counts, or else a seeded `test_share` of its images is held out.
+    Without `test` the set's own split counts, or else a seeded `test_share` of its images is held out. With it, only
+    the train part of a set that has parts is learned from.
 
     Raises SelfsightError where either has no image left, or where the test has a class that training has not.
     """
     data = opener(path, strict=strict)
     if test is not None:
-        data = replace(data, split=np.full(len(data), "train"))
+        data = replace(data, split=np.full(len(data), "train") if data.split is None else data.split)
     elif data.split is None:
         split = np.full(len(data), "train", dtype="<U5")
         order = np.random.default_rng(seed).permutation(len(data))
@@ -84,18 +85,20 @@ def open_labelled(
         tested = replace(tested, split=np.full(len(tested), "test"))
         alike = cache | {"stretch": train.images.stretch}
         other = _decoded(tested, data.classes, image_size, channels, strict, alike)
-        warn_of_overlap(train.images, other.images)
-    for source, part, found in ((path, "train", train), (test or path, "test", other)):
-        if not len(found.rows(part)):
-            raise SelfsightError(f"{source}: no labelled image in the {part} part")
+    parts = ("train", train), ("test", other)
+    for part, found in parts:
+        if not any(len(found.data.present[row]) for row in found.rows(part)):
+            raise SelfsightError(f"{found.data.source}: no labelled image in the {part} part")
+    learned, held = ([found.data.files[row] for row in found.rows(part)] for part, found in parts)
+    warn_of_overlap(learned, held)
     return train, other
 
 
-def warn_of_overlap(train: ImageSet, test: ImageSet) -> None:
+def warn_of_overlap(train: Sequence[str], test: Sequence[str]) -> None:
     """Say it where files to be tested on are learned from as well: the scores flatter then."""
-    both = set(train.files or ()) & set(test.files or ())
+    both = set(train) & set(test)
     if both:
-        say(f"--test: {len(both)} of its {len(test)} images are learned from too, as {min(both)}: the scores flatter")
+        say(f"{len(both)} of the {len(test)} test images are learned from too, as {min(both)}: the scores flatter")
 
 
 def _decoded(data: T, classes: Any, image_size: int, channels: int, strict: bool, cache: dict[str, Any]) -> Labelled[T]:

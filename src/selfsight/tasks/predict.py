@@ -30,6 +30,8 @@ from selfsight.tasks.model import TaskModel
 from selfsight.tasks.overlay import overlay, palette, with_legend
 from selfsight.tasks.segmentation import Segmenter
 
+MARK = ".predicted"
+"""File in the folders that `predict` fills: what is in them may be replaced."""
 LONGEST = 1600
 """Overlays of larger images are shrunk to this many pixels a side: they are for the eye."""
 
@@ -47,6 +49,10 @@ class PredictConfig:
     classes of a lower confidence, by default 0.5."""
     batch_size: int = 16
     """Images at a time; halved by itself where a GPU has too little memory."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise SelfsightError(f"--batch-size {self.batch_size}: must be 1 or more")
 
 
 @dataclass(frozen=True)
@@ -134,7 +140,10 @@ def predict(path: str | Path, data: str, config: PredictConfig) -> dict[str, Any
     model = load_model(path)
     channels = model.model.backbone.spec.channels
     images = open_images(_paths(data), image_size=model.image_size, channels=channels, stretch=model.stretch)
-    config.out.mkdir(parents=True, exist_ok=True)
+    if images.files is None and model.task != "classification":
+        raise SelfsightError(f"{data}: a {model.task} is predicted of image files, in whose pixels it is written")
+    for name in ("masks", "overlays"):
+        _claim(config.out / name)
     writer: Writer = WRITERS[model.task](model, config)
     answers = _answers(model, images, config.batch_size)
     for row, answer in track(answers, "predict", "images", len(images)):
@@ -144,6 +153,14 @@ def predict(path: str | Path, data: str, config: PredictConfig) -> dict[str, Any
             _save(writer.overlay(_shown(images, row), kept, size), config.out / "overlays" / _png(images.names[row]))
     written = {"images": len(images), "skipped": len(images.skipped), "out": str(config.out)}
     return written | writer.finish()
+
+
+def _claim(folder: Path) -> None:
+    """Raise SelfsightError where a folder that is about to be filled holds files that were not predicted."""
+    if not (folder / MARK).exists() and folder.is_dir() and any(folder.iterdir()):
+        raise SelfsightError(f"{folder}: holds files that `predict` did not write; choose another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARK).touch()
 
 
 class Writer(Protocol):
