@@ -274,10 +274,9 @@ class Run:
         task = next(name for name, kind in TASKS.items() if isinstance(settings, kind))
         config, learning = config or TrainConfig(), learning or default_learning(task)
         out, method = config.out or Path("runs") / f"{pretraining.name_of(data)}-{task}", self.method
-        with RunFolder(out).alone():
-            trained = train_task(
-                self.backbone(), data, config, settings, learning, method=method, run=str(self.path), out=out
-            )
+        trained = train_task(
+            self.backbone(), data, config, settings, learning, method=method, run=str(self.path), out=out
+        )
         if trained is None:  # a helper process has nothing left to do
             raise SystemExit(0)
         write_trained(trained)

@@ -35,18 +35,9 @@ def pretrain(data: Any, method: str, config: Pretrain, method_config: Method.Con
     `data` is whatever `selfsight.data.open_images` takes. Of data that comes with a split only the train part is used.
     Raises SelfsightError for anything that the user can mend.
     """
-    run = RunFolder(config.out or Path("runs") / f"{name_of(data)}-{method}")
-    with run.alone():
-        return _pretrain(data, method, run, config, method_config)
-
-
-def _pretrain(
-    data: Any, method: str, run: RunFolder, config: Pretrain, method_config: Method.Config | None
-) -> RunFolder | None:
     cls = methods.get(method)
-    if run.weights_file.exists() or (run.checkpoint_file.exists() and not config.resume):
-        done = "is finished" if run.weights_file.exists() else "has begun; continue it with --resume"
-        raise SelfsightError(f"--out {run.path}: {done}, or choose another folder")
+    run = RunFolder(config.out or Path("runs") / f"{name_of(data)}-{method}")
+    _require_free(run, config)
     resumed = run.config() if run.checkpoint_file.exists() else None
     if resumed is not None:
         config, method_config = _resumed(run, method, config, method_config or cls.Config())
@@ -55,8 +46,6 @@ def _pretrain(
     settings = (method_config or cls.Config()).fit_to(facts)
     if resumed is None:
         module = begin(cls, settings, images, facts, run, config)
-        if leads():
-            _write(module, method, settings, facts, device)
     else:
         if resumed.get("data_digest") not in (None, images.digest()):
             raise SelfsightError(
@@ -64,6 +53,15 @@ def _pretrain(
                 "put them back as they were, or choose another --out"
             )
         module = begin(cls, settings, images, facts, run, config, backbones.spec_from_json(resumed["backbone"]))
+    with run.alone():
+        _require_free(run, config)  # another process may have trained here meanwhile
+        if leads() and resumed is None:
+            _write(module, method, settings, facts, device)
+        return _train(module, method, facts, device)
+
+
+def _train(module: Trainee, method: str, facts: Facts, device: torch.device) -> RunFolder | None:
+    config, images, run = module.config, module.images, module.run
     if leads():
         _announce(module, method, facts, device)
     tune_allocator()
@@ -88,6 +86,13 @@ def _pretrain(
     run.save_backbone(module.kept())
     run.checkpoint_file.unlink(missing_ok=True)  # nothing is left to resume
     return run
+
+
+def _require_free(run: RunFolder, config: Pretrain) -> None:
+    """Raise SelfsightError where the folder holds a finished run, or one that has begun and is not to be resumed."""
+    if run.weights_file.exists() or (run.checkpoint_file.exists() and not config.resume):
+        done = "is finished" if run.weights_file.exists() else "has begun; continue it with --resume"
+        raise SelfsightError(f"--out {run.path}: {done}, or choose another folder")
 
 
 def name_of(data: Any) -> str:

@@ -4,6 +4,7 @@ import csv
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -122,21 +123,27 @@ def test_skipped_files_are_written_as_a_table(tmp_path: Path) -> None:
 def test_a_drive_that_goes_away_stops_the_build_which_goes_on_when_it_is_back(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    away, seen = tmp_path / "away", 0
+    away, first_block, seen = tmp_path / "away", threading.Event(), list[str]()
 
     def pulled(picture: Picture, recipe: Recipe) -> Square:
-        nonlocal seen
-        seen += 1
-        if seen == 50:
+        name = Path(str(picture)).name
+        seen.append(name)
+        if name == "60.png" and folder.exists() and len(seen) <= 70:
+            assert first_block.wait(60)
             folder.rename(away)
-        return decode(picture, recipe)
+        square = decode(picture, recipe)
+        if name == "31.png":
+            first_block.set()
+        return square
 
     monkeypatch.setattr("selfsight.data.cache.decode", pulled)
-    with pytest.raises(SelfsightError, match=r"photos: went away after \d+ of 70 images"):
+    with pytest.raises(SelfsightError, match=r"photos: went away after 32 of 70 images; these are kept"):
         open_cached(folder, tmp_path / "cache")
     away.rename(folder)
+    before = len(seen)
+    seen += ["" for _ in range(70)]  # from here on the drive stays
     assert len(open_cached(folder, tmp_path / "cache")) == 69
-    assert seen < 50 + 70, "what was decoded before is kept"
+    assert sorted(seen[before + 70 :]) == [f"{number}.png" for number in range(32, 70)], "the rest is decoded"
 
 
 def test_images_out_of_reach_come_back_and_damaged_ones_are_not_decoded_for_ever(

@@ -101,6 +101,16 @@ def opened(browser: Browser, address: str, width: int = 1280) -> Page:
     return page
 
 
+def wait_until_learned(address: str) -> None:
+    for _ in range(300):
+        with urllib.request.urlopen(f"{address}api/state") as answer:
+            state = json.load(answer)
+        if state["learned"] == state["version"]:
+            return
+        time.sleep(0.1)
+    raise AssertionError("the classifier never learned from the last label")
+
+
 def shot(page: Page, name: str) -> None:
     if SHOTS:
         page.wait_for_timeout(400)
@@ -226,6 +236,7 @@ def test_twenty_labels_become_a_classifier(browser: Browser, emoji: Path, tmp_pa
         expect(page.locator(".tile")).to_have_count(24)
         page.locator("#accept-from").fill("50")
         expect(page.locator("#accept-count")).to_have_text(re.compile(r"^[1-9]\d* images$"))
+        wait_until_learned(address)
         page.locator("#accept-go").click()
         expect(page.locator("#notice")).to_contain_text("images labelled; Undo takes them back")
         page.locator("#undo").click()

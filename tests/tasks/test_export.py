@@ -23,9 +23,9 @@ from tests.tasks.test_curve import scenes
 LEARNING = LearnConfig(min_steps=20, epochs=0.1, batch_size=4, lr=3e-3, checks=1)
 
 
-def model(folder: Path, out: Path, settings: Any) -> Path:
+def model(folder: Path, out: Path, settings: Any, data: str = "") -> Path:
     config, net = TrainConfig(image_size=SIDE, test=str(folder / "train")), backbone("test_resnet")
-    train(net, folder, config, settings, LEARNING, method="simclr", run="run", out=out)
+    train(net, folder / data, config, settings, LEARNING, method="simclr", run="run", out=out)
     return out
 
 
@@ -93,7 +93,7 @@ def test_a_detector_is_checked_on_images_of_its_data_or_says_that_nothing_was_co
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = scenes(tmp_path / "scenes")
-    out = model(folder / "train" / "annotations.json", tmp_path / "out", DetectionConfig(width=32))
+    out = model(folder, tmp_path / "out", DetectionConfig(width=32), "train/annotations.json")
     trained = load_model(out)
     shown = _examples(str(folder / "train" / "annotations.json"), trained)
     expected = _examples(str(folder / "train"), trained)

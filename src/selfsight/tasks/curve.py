@@ -161,45 +161,49 @@ def train(
     # Too few labels are known at once. By repr: all of them, 1.0, is not one a class, 1.
     few = {(repr(amount), seed): job.few(amount, seed) for amount, seed in _subsets(config)}
     folder = RunFolder(out)
-    if leads():
-        describe(folder, job, backbone, config, settings, learning, run, method)
-        problems = out / "problems.csv"
-        write_problems(problems, job.problems)
-        if job.problems:
-            say(f"wrong labels or images: {len(job.problems)}, listed in {problems}; first: {_words(job.problems[0])}")
-    done = {row.key for row in read_rows(folder.results_file)}
-    most = max(map(repr, config.amounts), key=lambda amount: len(few[amount, config.seed]))
-    runs = [(*subset, name) for subset in _subsets(config) for name in starts]
-    for number, (amount, seed, name) in enumerate(runs, 1):
-        blank = Row(run, name, job.source, job.task, job.protocol, amount, seed, job.metric, 0.0, 0.0)
-        keeps = name == method and repr(amount) == most and seed == config.seed
-        if blank.key in done and not (keeps and not folder.method_file.exists()):
-            continue
-        rows = few[repr(amount), seed]
-        words = f"{amount_words(amount)} labels" if isinstance(amount, int) else f"{amount_words(amount)} of the labels"
-        say(f"[{number}/{len(runs)}] {name} on {words} ({len(rows)} images), seed {seed}")
-        start = time.monotonic()
-        torch.manual_seed(seed)
-        fresh, known = create(backbone.spec), starts[name]
-        place = out / "parts" / f"{name}-{amount!r}-{seed}"
-        once = Training(job, (known or fresh).to(device), learning, place, known is not None, seed)
-        models = {job.protocol: once.fit(rows)}
-        if name == method and isinstance(job, Classification) and job.config.pseudo_labels is not None:
-            models["pseudo"] = once.with_pseudo_labels(models[job.protocol], rows)
+    with folder.alone():
         if leads():
-            results = {protocol: job.scores(model, "test", job.rows("test")) for protocol, model in models.items()}
-            _record(folder.results_file, blank, results, round(time.monotonic() - start, 1))
-            if keeps:
-                best = list(models.values())[-1]
-                job.illustrate(best, out / "pictures")
-                folder.save_method(best)
-            once.forget()
-        together()
-    if not leads():
-        return None
-    rows_now = read_rows(folder.results_file)
-    plot_curve([row for row in rows_now if row.metric == job.metric], out / "curve.png")
-    return Trained(out, rows_now, method, job.metric, job.protocol, most, len(job.problems))
+            describe(folder, job, backbone, config, settings, learning, run, method)
+            problems = out / "problems.csv"
+            write_problems(problems, job.problems)
+            if job.problems:
+                first = _words(job.problems[0])
+                say(f"wrong labels or images: {len(job.problems)}, listed in {problems}; first: {first}")
+        done = {row.key for row in read_rows(folder.results_file)}
+        most = max(map(repr, config.amounts), key=lambda amount: len(few[amount, config.seed]))
+        runs = [(*subset, name) for subset in _subsets(config) for name in starts]
+        for number, (amount, seed, name) in enumerate(runs, 1):
+            blank = Row(run, name, job.source, job.task, job.protocol, amount, seed, job.metric, 0.0, 0.0)
+            keeps = name == method and repr(amount) == most and seed == config.seed
+            if blank.key in done and not (keeps and not folder.method_file.exists()):
+                continue
+            rows = few[repr(amount), seed]
+            words = (
+                f"{amount_words(amount)} labels" if isinstance(amount, int) else f"{amount_words(amount)} of the labels"
+            )
+            say(f"[{number}/{len(runs)}] {name} on {words} ({len(rows)} images), seed {seed}")
+            start = time.monotonic()
+            torch.manual_seed(seed)
+            fresh, known = create(backbone.spec), starts[name]
+            place = out / "parts" / f"{name}-{amount!r}-{seed}"
+            once = Training(job, (known or fresh).to(device), learning, place, known is not None, seed)
+            models = {job.protocol: once.fit(rows)}
+            if name == method and isinstance(job, Classification) and job.config.pseudo_labels is not None:
+                models["pseudo"] = once.with_pseudo_labels(models[job.protocol], rows)
+            if leads():
+                results = {protocol: job.scores(model, "test", job.rows("test")) for protocol, model in models.items()}
+                _record(folder.results_file, blank, results, round(time.monotonic() - start, 1))
+                if keeps:
+                    best = list(models.values())[-1]
+                    job.illustrate(best, out / "pictures")
+                    folder.save_method(best)
+                once.forget()
+            together()
+        if not leads():
+            return None
+        rows_now = read_rows(folder.results_file)
+        plot_curve([row for row in rows_now if row.metric == job.metric], out / "curve.png")
+        return Trained(out, rows_now, method, job.metric, job.protocol, most, len(job.problems))
 
 
 @dataclass(frozen=True)

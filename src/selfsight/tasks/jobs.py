@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from selfsight.backbones import Backbone
-from selfsight.data import BoxSet, MaskSet, few_images
+from selfsight.data import BoxSet, ImageSet, MaskSet, few_images
 from selfsight.data.annotations import Problem
 from selfsight.data.mask_files import IGNORE
 from selfsight.errors import SelfsightError
@@ -38,10 +38,29 @@ DRAWN = 0.3
 """Boxes of a lower score are not drawn."""
 
 
+class LabelSet(Protocol):
+    """Images with labels of any kind."""
+
+    @property
+    def images(self) -> ImageSet:
+        """The images."""
+
+    def digest(self) -> str:
+        """Return a hash that changes with any image's name or label."""
+
+
 class Job(Protocol):
     """One task on one pair of data sets. `part` is 'train' or 'test'; training rows and test rows are of either."""
 
     task: ClassVar[str]
+
+    @property
+    def train(self) -> LabelSet:
+        """What is learned from, its part 'train'."""
+
+    @property
+    def test(self) -> LabelSet:
+        """What is tested on, its part 'test'; the same set if that has both."""
 
     @property
     def metric(self) -> str:
