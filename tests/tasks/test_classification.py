@@ -410,6 +410,7 @@ def test_predictions_of_a_folder_are_a_table_and_pictures(digits_file: Path, tmp
         assert float(line["confidence"]) == max(shares) == shares[int(line["class"])]
         assert sum(shares) == pytest.approx(1, abs=1e-2)
     assert len(list((tmp_path / "answers" / "overlays").rglob("*.png"))) == 30
+    assert not (tmp_path / "answers" / "masks").exists()
     assert json.loads(json.dumps(written))["predictions"].endswith("predictions.csv")
 
 

@@ -87,7 +87,8 @@ def open_labelled(
         other = _decoded(tested, data.classes, image_size, channels, strict, alike)
     parts = ("train", train), ("test", other)
     for part, found in parts:
-        if not any(len(found.data.present[row]) for row in found.rows(part)):
+        present = found.data.present
+        if not any(len(present[row]) for row in found.rows(part)):
             raise SelfsightError(f"{found.data.source}: no labelled image in the {part} part")
     learned, held = ([found.data.files[row] for row in found.rows(part)] for part, found in parts)
     warn_of_overlap(learned, held)

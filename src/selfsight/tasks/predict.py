@@ -142,8 +142,10 @@ def predict(path: str | Path, data: str, config: PredictConfig) -> dict[str, Any
     images = open_images(_paths(data), image_size=model.image_size, channels=channels, stretch=model.stretch)
     if images.files is None and model.task != "classification":
         raise SelfsightError(f"{data}: a {model.task} is predicted of image files, in whose pixels it is written")
-    for name in ("masks", "overlays"):
-        _claim(config.out / name)
+    config.out.mkdir(parents=True, exist_ok=True)
+    for name, filled in (("masks", model.task == "segmentation"), ("overlays", config.overlays)):
+        if filled:
+            _claim(config.out / name)
     writer: Writer = WRITERS[model.task](model, config)
     answers = _answers(model, images, config.batch_size)
     for row, answer in track(answers, "predict", "images", len(images)):
