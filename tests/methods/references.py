@@ -159,7 +159,8 @@ def distill(m: Any, batch: Batch) -> Tensor:
     x, n = m.draw(batch), len(batch.images)
     t, z = m.teacher(x).double(), m.head(m.backbone(x))
     t = t - t.mean(0)  # of the first batch
-    rows = m.queue.rows.clone()
+    # The queue after the first n unit vectors took the places of its first, and oldest, ones.
+    rows = torch.cat([torch.stack([length_one(row) for row in t[:n]]), m.queue.rows[n:]])
     return mean([-(relations(t[i], rows, 0.04) * relations(z[i], rows, 0.2).log()).sum() for i in range(2 * n)])
 
 
