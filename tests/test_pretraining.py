@@ -49,14 +49,19 @@ def test_refuses_to_overwrite_a_run(digits: Digits, tmp_path: Path) -> None:
         train(digits[0][:64], tmp_path / "run")
 
 
-def test_a_file_that_is_damaged_meanwhile_is_listed(
-    digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def folder(digits: Digits, tmp_path: Path) -> Path:
+    """64 digits as files."""
     folder = tmp_path / "photos"
     folder.mkdir()
     for i, image in enumerate(digits[0][:64]):
         Image.fromarray(image).save(folder / f"{i}.png")
+    return folder
 
+
+def test_a_file_that_is_damaged_meanwhile_is_listed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def damage_and_fit(module: Trainee, device: torch.device) -> None:
         (folder / "5.png").write_bytes((folder / "5.png").read_bytes()[:60])
         fit(module, device)
@@ -154,12 +159,8 @@ def test_a_run_that_died_before_its_first_checkpoint_starts_anew_with_other_flag
 
 
 def test_what_comes_after_a_training_keeps_images_where_it_did(
-    digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for i, image in enumerate(digits[0][:64]):
-        Image.fromarray(image).save(folder / f"{i}.png")
     monkeypatch.setenv("SELFSIGHT_CACHE", str(tmp_path / "home"))
     mine = Run(train(folder, tmp_path / "mine", batch_size=32, cache_dir=tmp_path / "scratch"))
     none = Run(train(folder, tmp_path / "none", batch_size=32, cache=False))

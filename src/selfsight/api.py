@@ -217,9 +217,10 @@ class Run:
 
     def _require_unseen(self, images: ImageSet) -> None:
         """Raise SelfsightError where the run's training has seen the labels of images that would be held out."""
+        if not self._supervised or images.split is not None:
+            return
         config = self.folder.config()
-        same = images.source == config["data"] or images.digest() == config.get("data_digest")
-        if self._supervised and images.split is None and same:
+        if images.source == config["data"] or images.digest() == config.get("data_digest"):
             raise SelfsightError(
                 f"{self.path}: {self.method} has seen all labels of {images.source}; "
                 "measure it on other images, or train it on data with a train and a test part"

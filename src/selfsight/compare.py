@@ -69,7 +69,7 @@ def compare(
     comparison = Comparison(
         out=str(out),
         data=images.source,
-        images=max(1, round(training.fraction * facts.images)),
+        images=training.share_of(facts.images),
         backbone=begun.spec.name,
         image_size=facts.image_size,
         budget=f"{training.epochs:g} epochs" if training.epochs else f"{training.minutes or DEFAULT_MINUTES:g} minutes",

@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,6 @@ from selfsight.data import ImageSet
 from selfsight.errors import SelfsightError
 from selfsight.evaluate.features import extract
 from selfsight.run import replace_file
-
-SUFFIXES = (".npz", ".csv", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -42,9 +41,7 @@ class Embedding:
         The file is whole or not there at all. SelfsightError for another suffix.
         """
         require_writable(path)
-        replace_file(
-            path, {".npz": self._write_npz, ".csv": self._write_csv, ".parquet": self._write_parquet}[path.suffix]
-        )
+        replace_file(path, partial(WRITERS[path.suffix], self))
         return path
 
     def _write_npz(self, path: Path) -> None:
@@ -67,10 +64,13 @@ class Embedding:
         pq.write_table(pa.table({"path": list(self.paths), "label": list(self.labels), "features": vectors}), path)
 
 
+WRITERS = {".npz": Embedding._write_npz, ".csv": Embedding._write_csv, ".parquet": Embedding._write_parquet}
+
+
 def require_writable(path: Path) -> None:
     """Raise SelfsightError where an embedding can't be written to a file of this name."""
-    if path.suffix not in SUFFIXES:
-        raise SelfsightError(f"--out {path}: cannot write '{path.suffix}'; use one of {', '.join(SUFFIXES)}")
+    if path.suffix not in WRITERS:
+        raise SelfsightError(f"--out {path}: cannot write '{path.suffix}'; use one of {', '.join(WRITERS)}")
 
 
 def embed(backbone: Backbone, images: ImageSet, device: torch.device) -> Embedding:

@@ -104,6 +104,10 @@ class Pretrain:
         if not 0 < self.fraction <= 1:
             raise SelfsightError(f"--fraction {self.fraction}: must be above 0 and at most 1")
 
+    def share_of(self, images: int) -> int:
+        """Return how many of so many images are trained on, at least one."""
+        return max(1, round(self.fraction * images))
+
 
 def prepare(data: Any, config: Pretrain) -> tuple[ImageSet, Facts]:
     """Open the images, and return what a method may know of them."""
@@ -111,7 +115,7 @@ def prepare(data: Any, config: Pretrain) -> tuple[ImageSet, Facts]:
     images = open_images(data, image_size=largest, cache=config.cache, cache_dir=config.cache_dir)
     if config.fraction < 1:
         rows = images.rows("train")
-        kept = np.random.default_rng(config.seed).permutation(rows)[: max(1, round(config.fraction * len(rows)))]
+        kept = np.random.default_rng(config.seed).permutation(rows)[: config.share_of(len(rows))]
         split = np.full(len(images), "rest", dtype="<U5") if images.split is None else images.split.astype("<U5")
         split[rows] = "rest"
         split[kept] = "train"

@@ -21,7 +21,7 @@ Box = tuple[float, float, float, float]
 """x0, y0, x1, y1 in pixels: the left edge of the first pixel is at 0, the right edge of the last at the width."""
 Size = tuple[int, int]
 """Width, height of the upright image."""
-SHOWS_NOTHING = "no annotation: taken as showing nothing"
+SHOWS_NOTHING = "taken as showing nothing"
 CLASS_FILES = ("data.yaml", "data.yml", "classes.txt", "obj.names")
 
 # Formats round, and some tools count VOC's pixels from 0, so what sticks out by a pixel is clipped without a word.

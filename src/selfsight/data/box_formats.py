@@ -90,7 +90,7 @@ def read_yolo(images: Path, labels: Path, names: Sequence[str] | None, findings:
     """
     known = names or numbered(MAX_CLASSES)
     drawn = []
-    for file, size, label in findings.pairs(images, labels, ".txt", "taken as showing nothing"):
+    for file, size, label in findings.pairs(images, labels, ".txt", SHOWS_NOTHING):
         image = Drawn(file, size)
         if label:
             try:
@@ -147,7 +147,7 @@ def read_voc(folder: Path, places: Sequence[Path], names: Sequence[str] | None, 
             images.append(_voc_image(xml, Drawn(file, sizes[file]), tree, names, findings))
     for file in bare:
         if file in sizes:
-            findings.add(file, SHOWS_NOTHING)
+            findings.add(file, f"no annotation: {SHOWS_NOTHING}")
             images.append(Drawn(file, sizes[file]))
     used = sorted({name for image in images for name in image.names})
     return Part(names or used, sorted(images, key=lambda image: image.file))

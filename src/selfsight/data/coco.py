@@ -61,7 +61,7 @@ def read_coco(file: Path, findings: Findings) -> tuple[list[str], list[CocoImage
             images[image_id].annotations.append(Annotation(where, name, entry))
     for image_id, image in images.items():
         if image_id not in annotated:
-            findings.add(image.file, SHOWS_NOTHING)
+            findings.add(image.file, f"no annotation: {SHOWS_NOTHING}")
     return list(categories.values()), list(images.values())
 
 

@@ -37,11 +37,11 @@ def list_folder(folder: Path) -> Listing:
         named = ["train" if none else top for top, none in zip(tops, bare, strict=True)]
         split, depth = two_way_split(named, str(folder)), 1
         split = split if len(set(split)) > 1 else None
-    own = bare if depth else np.zeros(len(parts), bool)
+    bare &= depth > 0  # a folder of that name without train and test beside it is one of the user's own
     labels, classes = index_labels(
-        ["" if none or len(part) < depth + 2 else part[depth] for part, none in zip(parts, own, strict=True)]
+        ["" if none or len(part) < depth + 2 else part[depth] for part, none in zip(parts, bare, strict=True)]
     )
-    if labels is not None and ((labels[~own] < 0).any() or len(classes) < 2):
+    if labels is not None and ((labels[~bare] < 0).any() or len(classes) < 2):
         labels, classes = None, []
     files = [str(folder.absolute() / name) for name in names]
     return Listing(str(folder), files, shown, labels, classes, split, skipped, identify(names, files))

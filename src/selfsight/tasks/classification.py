@@ -10,6 +10,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -109,8 +110,9 @@ class Classified:
     known: NDArray[np.bool_]
     """(N,) whether the image has a label at all."""
 
+    @cached_property
     def digest(self) -> str:
-        """Return a hash that changes with any image's name or class."""
+        """A hash that changes with any image's name or class."""
         found = hashlib.sha256("\0".join(self.images.names).encode())
         found.update(self.targets.tobytes() + self.known.tobytes())
         return found.hexdigest()

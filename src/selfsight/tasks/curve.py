@@ -314,7 +314,7 @@ def describe(
         "backbone": spec_to_json(backbone.spec),
         "weights": weights_hash(backbone),
         "images": {part: len(job.rows(part)) for part in ("train", "test")},
-        "labels": {"train": job.train.digest(), "test": job.test.digest()},
+        "labels": {"train": job.train.digest, "test": job.test.digest},
         "model": asdict(settings),
         "training": asked,
         "learning": asdict(learning),

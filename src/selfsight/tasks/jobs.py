@@ -45,8 +45,9 @@ class LabelSet(Protocol):
     def images(self) -> ImageSet:
         """The images."""
 
+    @property
     def digest(self) -> str:
-        """Return a hash that changes with any image's name or label."""
+        """A hash that changes with any image's name or label."""
 
 
 class Job(Protocol):

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -38,8 +39,9 @@ class Labelled(Generic[T]):
         rows = self.data.rows(part)
         return rows[self.place[rows] >= 0]
 
+    @cached_property
     def digest(self) -> str:
-        """Return a hash that changes with any image's name or label."""
+        """A hash that changes with any image's name or label."""
         found = hashlib.sha256()
         for row, name in enumerate(self.data.names):
             found.update(f"{name}\0".encode() + self.data.label_bytes(row))
