@@ -220,20 +220,30 @@ def test_every_answer_keeps_browsers_strict(client: TestClient) -> None:
     assert "unsafe" not in HEADERS["content-security-policy"]
 
 
+def test_a_forwarded_port_is_let_in(client: TestClient) -> None:
+    for host in ("localhost:9000", "127.0.0.1", "[::1]:80"):
+        assert client.get("/api/state", headers={"host": host}).status_code == 200, host
+
+
 def test_elsewhere_only_who_has_the_token_is_let_in(gallery: Gallery) -> None:
     app = create_app(gallery, host="0.0.0.0", port=8765, token="right")
     base = "http://desk.lan:8765"
     for path in ("/", "/api/state", "/thumb/0", "/?token=wrong", "/api/state?token=right", "/?token="):
         assert TestClient(app, base_url=base).get(path).status_code == 401, path
-    wrong = TestClient(app, base_url=base, cookies={"selfsight": "wrong"})
+    wrong = TestClient(app, base_url=base, cookies={"selfsight-8765": "wrong"})
     assert wrong.get("/api/state").status_code == 401
     client = TestClient(app, base_url=base)
     entered = client.get("/?token=right", follow_redirects=False)
     assert (entered.status_code, entered.headers["location"]) == (303, "/")
     assert "HttpOnly" in entered.headers["set-cookie"]
-    assert "samesite=strict" in entered.headers["set-cookie"].lower()
+    assert "samesite=lax" in entered.headers["set-cookie"].lower(), "the link may be opened from a mail"
     assert client.get("/api/state").status_code == 200
     assert client.post("/api/undo", headers={"x-selfsight": "1", "origin": "http://evil.example"}).status_code == 403
+    other = create_app(gallery, host="0.0.0.0", port=8766, token="left")
+    second = TestClient(other, base_url="http://desk.lan:8766", cookies=client.cookies)
+    second.get("/?token=left")
+    assert second.get("/api/state").status_code == 200
+    assert TestClient(app, base_url=base, cookies=second.cookies).get("/api/state").status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import hmac
 import ipaddress
+import re
 from collections.abc import Awaitable, Callable
 from http.cookies import SimpleCookie
 from urllib.parse import urlsplit
@@ -12,7 +13,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LARGEST = 32 << 20
 """Bytes of a request."""
-COOKIE = "selfsight"
+NAME_AND_PORT = re.compile(r"(\[[0-9a-f:.]+\]|[^][:/@]+)(?::\d*)?")
+"""A host as a request names it."""
 MARK = "x-selfsight"
 """A header that a form or an image on another site's page cannot send."""
 HEADERS = {
@@ -31,10 +33,12 @@ class Guard:
     def __init__(self, app: ASGIApp, host: str, port: int, token: str | None) -> None:
         """Serve `app` at this host and port; with a token only those who have shown it once."""
         self.app, self.token = app, token
+        self.cookie = f"selfsight-{port}"  # browsers send a cookie to all ports of a host
         local = {"localhost", "127.0.0.1", "[::1]"}
         own = {f"[{host}]" if ":" in host else host}
         # Elsewhere the names of this machine aren't known; the token, which no other site knows, stands in for them.
-        self.hosts = {f"{name}:{port}" for name in local | own} if token is None else None
+        # Whatever the port: ssh and editors forward another one, and it is the name that a foreign page can't have.
+        self.hosts = local | own if token is None else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or let the page answer."""
@@ -52,7 +56,8 @@ class Guard:
             query = dict(part.partition("=")[::2] for part in scope["query_string"].decode("latin-1").split("&"))
             if scope["path"] == "/" and hmac.compare_digest(query.get("token", "").encode(), self.token.encode()):
                 answer = RedirectResponse("/", 303, headers=HEADERS)
-                answer.set_cookie(COOKIE, self.token, httponly=True, samesite="strict")
+                # Not strict: that is not sent where the link was opened from another page, a mail say.
+                answer.set_cookie(self.cookie, self.token, httponly=True, samesite="lax")
                 await answer(scope, receive, send)
             else:
                 words = "open the address that selfsight printed, with its token"
@@ -62,7 +67,8 @@ class Guard:
 
     def _refusal(self, scope: Scope, headers: Headers) -> tuple[int, str] | None:
         host = headers.get("host", "").lower()
-        if self.hosts is not None and host not in self.hosts:
+        name = NAME_AND_PORT.fullmatch(host)
+        if self.hosts is not None and (name is None or name[1] not in self.hosts):
             return 403, "this page is served to this machine only"
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc.lower() != host:
@@ -81,7 +87,7 @@ class Guard:
 
     def _known(self, headers: Headers) -> bool:
         cookies: SimpleCookie = SimpleCookie(headers.get("cookie", ""))
-        shown = cookies[COOKIE].value if COOKIE in cookies else ""
+        shown = cookies[self.cookie].value if self.cookie in cookies else ""
         return hmac.compare_digest(shown.encode(), (self.token or "").encode())
 
 

@@ -59,8 +59,13 @@ class Answers:
     """How long it took to learn."""
 
 
-def answer(vectors: NDArray[np.float32], labels: NDArray[np.int64], version: int) -> Answers:
-    """Return the answers for vectors (N, D) from labels (N,), ids of classes, -1 where unknown."""
+def answer(
+    vectors: NDArray[np.float32], labels: NDArray[np.int64], version: int, given: NDArray[np.bool_] | None = None
+) -> Answers:
+    """Return the answers for vectors (N, D) from labels (N,), ids of classes, -1 where unknown.
+
+    Accuracy is measured on the `given` ones (N,), by default all: labels that a classifier gave would confirm it.
+    """
     start = time.monotonic()
     known = np.flatnonzero(labels >= 0)
     ids, y = np.unique(labels[known], return_inverse=True)
@@ -73,7 +78,7 @@ def answer(vectors: NDArray[np.float32], labels: NDArray[np.int64], version: int
     logits = probe.logits(vectors)  # (N, K)
     likely = np.exp(logits - logits.max(1, keepdims=True))
     likely /= likely.sum(1, keepdims=True)
-    rows = np.arange(len(likely))
+    rows, own = np.arange(len(likely)), np.ones(len(known), bool) if given is None else given[known]
     best = likely.argmax(1)
     confidence = likely[rows, best]
     likely[rows, best] = 0
@@ -83,7 +88,7 @@ def answer(vectors: NDArray[np.float32], labels: NDArray[np.int64], version: int
         ids[best],
         confidence,
         confidence - likely.max(1),
-        measure(vectors[known], y, len(ids)),
+        measure(vectors[known[own]], y[own], len(ids)),
         probe,
         time.monotonic() - start,
     )
@@ -94,8 +99,8 @@ def measure(x: NDArray[np.float32], y: NDArray[np.int64], classes: int) -> Accur
 
     The strength of each fold's probe is chosen without the labels that it is tested on.
     """
-    fold = folds(torch.from_numpy(y), 0)
-    if fold is None or len(y) < FEWEST_MEASURED:
+    fold = folds(torch.from_numpy(y), 0) if len(y) >= FEWEST_MEASURED else None
+    if fold is None:
         return None
     held = fold.numpy()
     right = 0
@@ -108,7 +113,7 @@ def measure(x: NDArray[np.float32], y: NDArray[np.int64], classes: int) -> Accur
 class Trainer:
     """Fits again in a thread of its own whenever it is told to; of several wishes at once it fulfils the last."""
 
-    def __init__(self, work: Callable[[], None]) -> None:
+    def __init__(self, work: Callable[[], object]) -> None:
         self._work = work
         self._wish = threading.Event()
         self._ended = False

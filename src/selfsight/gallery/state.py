@@ -70,7 +70,8 @@ class Gallery:
         self.cluster: NDArray[np.int64] | None = None
         self._copies: list[Group] | None = None
         self._lock = threading.Lock()
-        self.answers: Answers = answer(self.vectors, self.lessons(), store.version)
+        self._learning, self._exporting = threading.Lock(), threading.Lock()
+        self.answers: Answers = self._answer(store.version)
         self.trainer = Trainer(self.learn)
         self._mapper = threading.Thread(target=self._lay_out, name="selfsight-map", daemon=True)
         self._mapper.start()
@@ -101,11 +102,18 @@ class Gallery:
         """Return how many labels belong to pictures that are not here: removed, edited, or never of this data."""
         return len(self.store.labels().keys() - set(self.keys))
 
-    def learn(self) -> None:
-        """Fit the classifier to the labels as they are now."""
-        version = self.store.version
-        if version != self.answers.version:
-            self.answers = answer(self.vectors, self.lessons(), version)
+    def learn(self) -> Answers:
+        """Fit the classifier to the labels as they are now, unless it is, and return its answers."""
+        with self._learning:  # who comes meanwhile waits, and finds it done
+            version = self.store.version
+            if version != self.answers.version:
+                self.answers = self._answer(version)
+            return self.answers
+
+    def _answer(self, version: int) -> Answers:
+        accepted = self.store.accepted()
+        given = np.array([key not in accepted for key in self.keys])
+        return answer(self.vectors, self.lessons(), version, given)
 
     def close(self) -> None:
         """Stop the threads and close the labels."""
@@ -169,14 +177,11 @@ class Gallery:
     def accept(self, identity: int, confidence: float) -> int:
         """Label all images without a label that the classifier is so sure to be of a class; return how many.
 
-        Raises SelfsightError while it still learns.
+        It learns from the last label first, where it has not yet.
         """
-        answers = self.answers
-        if answers.version != self.store.version:
-            self.trainer.wake()  # the label may come from another process, which wakes its own only
-            raise SelfsightError("the classifier is still learning from the last label; try again")
-        sure = (answers.best == identity) & (answers.confidence >= confidence) & (self.labels() < 0)
-        return self.store.label((self.keys[i] for i in np.flatnonzero(sure)), identity)
+        answers = self.learn()
+        sure = (answers.best == identity) & (answers.confidence >= confidence)
+        return self.store.accept((self.keys[i] for i in np.flatnonzero(sure)), identity)
 
     def keys_of(self, numbers: Iterable[int]) -> list[str]:
         """Return these images' keys in the store; SelfsightError for a number that no image has."""
@@ -235,27 +240,35 @@ class Gallery:
             raise SelfsightError(f"{self.source}: holds no files to link to")
         if own := next((file for file in folder.rglob("*") if not file.is_symlink() and not file.is_dir()), None):
             raise SelfsightError(f"{own}: is no link to an image, and would be lost; move it elsewhere")
-        building = folder.with_name(f".{folder.name}.{os.getpid()}")
-        shutil.rmtree(building, ignore_errors=True)
-        for file, name in self.table():
-            place = building / _folder_name(name)
-            place.mkdir(parents=True, exist_ok=True)
-            target, link = Path(file), place / Path(file).name
-            if link.is_symlink():  # two folders of the data hold files of one name
-                link = place / f"{hashlib.sha256(file.encode()).hexdigest()[:8]}-{target.name}"
-            link.symlink_to(target)
-        building.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)
-        building.rename(folder)
+        building, places = folder.with_name(f".{folder.name}.{os.getpid()}"), self._folder_names()
+        with self._exporting:  # pressed twice, it is done twice, one after the other
+            shutil.rmtree(building, ignore_errors=True)
+            for file, name in self.table():
+                place = building / places[name]
+                place.mkdir(parents=True, exist_ok=True)
+                target, link = Path(file), place / Path(file).name
+                if link.is_symlink():  # two folders of the data hold files of one name
+                    link = place / f"{hashlib.sha256(file.encode()).hexdigest()[:8]}-{target.name}"
+                link.symlink_to(target)
+            building.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
+            building.rename(folder)
         return folder
+
+    def _folder_names(self) -> dict[str, str]:
+        """Return each class's folder: two classes never share one."""
+        names: dict[str, str] = {}
+        for found in self.store.classes():
+            plain = _folder_name(found.name)
+            names[found.name] = plain if plain not in names.values() else f"{plain}-{found.id}"
+        return names
 
     def export_classifier(self, folder: Path) -> Path:
         """Write the classifier as `selfsight train classification` does, for `predict` and `export`.
 
         Raises SelfsightError as long as there are not two labelled classes.
         """
-        self.learn()
-        answers = self.answers
+        answers = self.learn()
         if answers.probe is None:
             raise SelfsightError("a classifier needs labels of two classes or more")
         names = {found.id: found.name for found in self.store.classes()}

@@ -18,6 +18,8 @@ CREATE TABLE IF NOT EXISTS steps (id INTEGER PRIMARY KEY, words TEXT, changes TE
 CREATE TABLE IF NOT EXISTS version (number INTEGER);
 INSERT INTO version SELECT 0 WHERE NOT EXISTS (SELECT * FROM version);
 """
+ACCEPTED = "accepted labels"
+"""What a step of labels is called that a classifier predicted."""
 LONGEST, MOST_CLASSES = 80, 200
 """Characters of a class name, and classes."""
 
@@ -98,13 +100,28 @@ class Store:
 
         Raises SelfsightError if there is no such class.
         """
-        with self._step("labels") as change:
+        return self._label("labels", images, identity, over=True)
+
+    def accept(self, images: Iterable[str], identity: int) -> int:
+        """Give those of the images that have none a class that was predicted; else as `label`."""
+        return self._label(ACCEPTED, images, identity, over=False)
+
+    def accepted(self) -> set[str]:
+        """Return the images whose class was predicted and accepted, not given."""
+        found: set[str] = set()
+        for words, text in self._all("SELECT words, changes FROM steps WHERE NOT undone ORDER BY id"):
+            images = {image for image, _, after in json.loads(text)["labels"] if after is not None}
+            found = found | images if words == ACCEPTED else found - images
+        return found
+
+    def _label(self, words: str, images: Iterable[str], identity: int | None, *, over: bool) -> int:
+        with self._step(words) as change:
             if identity is not None:
                 self._name(identity)
             for image in dict.fromkeys(images):
                 found = self._one("SELECT class FROM labels WHERE image = ?", image)
                 before = None if found is None else int(found[0])
-                if before != identity:
+                if before != identity and (over or before is None):
                     change.label(image, before, identity)
             return len(change.labels)
 

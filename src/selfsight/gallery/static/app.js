@@ -53,8 +53,11 @@ function dot(id) {
   return made;
 }
 
+let drawnClasses = "";
 function drawClasses() {
-  const list = $("classes");
+  const list = $("classes"), now = JSON.stringify(state.classes);
+  if (now === drawnClasses) return; // a press on a button that is replaced meanwhile would be lost
+  drawnClasses = now;
   const rows = state.classes.map((found, place) => {
     const key = place < 9 ? String(place + 1) : "";
     const give = element("button", { type: "button", className: "give", title: key && `Key ${key}`,
@@ -66,7 +69,9 @@ function drawClasses() {
       onclick: () => change(`/api/classes/${found.id}/remove`, {}) });
     return element("li", {}, give, rename, remove);
   });
+  const focused = list.contains(document.activeElement) ? document.activeElement.getAttribute("aria-label") : null;
   list.replaceChildren(...rows);
+  if (focused) list.querySelector(`[aria-label="${CSS.escape(focused)}"]`)?.focus(); // by keys one goes on where one is
   options($("show"), [["all", "all"], ["none", "without a label"], ["any", "with a label"],
     ...state.classes.map((c) => [`is:${c.id}`, c.name]), ...state.classes.map((c) => [`guess:${c.id}`, `predicted ${c.name}`])]);
   options($("accept-class"), state.classes.map((c) => [String(c.id), c.name]));
@@ -156,6 +161,10 @@ function filter(reset = true) {
     const place = shown.indexOf(focused);
     at = place < 0 ? Math.min(at, shown.length - 1) : place;
     anchor = shown.indexOf(begun);
+  }
+  if (!$("page-grid").hidden && selected.size) { // a key must not label what is no longer seen
+    const there = new Set(shown), left = [...selected].filter((i) => there.has(i));
+    if (left.length < selected.size) { selected = new Set(left); showSelection(); }
   }
   $("shown").textContent = `${shown.length.toLocaleString("en")} image${shown.length === 1 ? "" : "s"}` + (state.skipped ? `, ${state.skipped} cannot be read` : "");
   drawGrid();
@@ -486,7 +495,7 @@ function countAccepted() {
   let count = 0;
   for (let i = 0; i < guesses.length; i++) if (labels[i] < 0 && guesses[i] === id && sure[i] >= from) count++;
   $("accept-count").textContent = `${count.toLocaleString("en")} images`;
-  $("accept-go").disabled = !count;
+  $("accept-go").disabled = !count || !$("accept-from").checkValidity() || $("accept-from").value === "";
 }
 
 async function next() {
