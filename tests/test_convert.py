@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from selfsight import cli, load
-from selfsight.backbones import IMAGENET_MEAN, IMAGENET_STD, create, plan
+from selfsight.backbones import IMAGENET_MEAN, IMAGENET_STD, create, plan, with_weights
 from selfsight.convert import convert
 from selfsight.errors import SelfsightError
 
@@ -77,6 +77,22 @@ def test_safetensors_and_a_vit(tmp_path: Path) -> None:
     run = convert(tmp_path / "w.safetensors", tmp_path / "run", "test_vit", SIZE, IMAGENET_MEAN, IMAGENET_STD)
     x = torch.rand(2, 3, SIZE, SIZE)
     assert torch.equal(run.load_backbone()(x), model(x))
+
+
+def test_nothing_of_it_stays_random(tmp_path: Path) -> None:
+    """A ViT's places are resampled to another size; a stem of other channels is an error, though all else fits."""
+    torch.manual_seed(0)
+    model = create(plan("test_vit", 2 * SIZE, 3, IMAGENET_MEAN, IMAGENET_STD, pretrained=True)).eval()
+    save_file({k: v.contiguous() for k, v in model.model.state_dict().items()}, tmp_path / "w.safetensors")
+    run = convert(tmp_path / "w.safetensors", tmp_path / "run", "test_vit", SIZE, IMAGENET_MEAN, IMAGENET_STD)
+    small = plan("test_vit", SIZE, 3, IMAGENET_MEAN, IMAGENET_STD, pretrained=True)
+    expected = with_weights(small, model.model.state_dict(), "").eval()
+    x = torch.rand(2, 3, SIZE, SIZE)
+    assert torch.equal(run.load_backbone()(x), expected(x))
+    with pytest.raises(SelfsightError, match=r"patch_embed.proj.weight \[64, 1, .*is \[64, 3, .*there"):
+        convert(tmp_path / "w.safetensors", tmp_path / "grey", "test_vit", 2 * SIZE, (0.5,), (0.5,))
+    with pytest.raises(SelfsightError, match="is no file"):
+        convert(tmp_path, tmp_path / "folder", "test_vit", SIZE, IMAGENET_MEAN, IMAGENET_STD)
 
 
 def test_what_does_not_fit_is_said(tmp_path: Path) -> None:

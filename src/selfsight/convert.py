@@ -20,8 +20,6 @@ from selfsight.run import RunFolder
 
 TORCHVISION = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
 """A ResNet's parts in order: lightly's examples put them into a Sequential, where they go by their numbers."""
-OWN_SHARE = 0.99
-"""So many of the architecture's tensors a checkpoint must have."""
 SOLO_STEM, PLAIN_STEM = (1, 2), (1, 1)
 """Stride and padding of a 3 x 3 stem for small images: solo-learn's, which adds a border of two pixels, and others'."""
 
@@ -34,8 +32,9 @@ def convert(
     Its pretext task and its images are not known: `show` draws what the backbone looks at, and `report` must be told
     which images to show.
 
-    `backbone` is timm's name of the architecture. Where several networks are in the checkpoint the student counts, not
-    its teacher. Raises SelfsightError where the file or the architecture is not it, and where `out` is taken.
+    `backbone` is timm's name of the architecture. Where several networks are in the checkpoint the first counts, which
+    is the student; of a file with a `teacher` and a `student` part, as DINO's, the teacher. Raises SelfsightError where
+    the file or the architecture is not it, and where `out` is taken.
     """
     run = RunFolder(out)
     if run.path.exists() and any(run.path.iterdir()):
@@ -43,32 +42,35 @@ def convert(
     state = tensors(checkpoint)
     channels = len(mean)
     spec = backbones.plan(backbone, image_size, channels, mean, std, pretrained=True)
-    wanted = backbones.create(spec).model.state_dict()
-    found = best_part(state, wanted)
+    model = backbones.create(spec).model
+    found = best_part(state, model.state_dict())
     stem = found.get("conv1.weight")
-    if stem is not None and stem.shape[-1] == 3:  # solo-learn keeps a classifier of its own beside the backbone
+    small = stem is not None and stem.shape[-1] == 3
+    if small and model.conv1.weight.shape[-1] == 7:  # solo-learn keeps a classifier of its own beside the backbone
         stride, padding = SOLO_STEM if any(name.startswith("classifier.") for name in state) else PLAIN_STEM
         spec = backbones.with_stem(spec, stride, padding)
-        wanted = backbones.create(spec).model.state_dict()
-    fits = {name: value for name, value in found.items() if name in wanted and wanted[name].shape == value.shape}
-    if len(fits) < OWN_SHARE * len(wanted):
-        missing = next(name for name in wanted if name not in fits)
-        raise SelfsightError(
-            f"{checkpoint}: {len(fits)} of the {len(wanted)} tensors of --backbone {backbone} are in it; "
-            f"{missing} {list(wanted[missing].shape)} is not"
-        )
-    model = backbones.create(spec)
-    model.model.load_state_dict(wanted | fits)
+        model = backbones.create(spec).model
+    wanted = model.state_dict()
+    # A ViT's places are resampled to its images' size; all else must be there, or it would stay random.
+    fits = [n for n, value in found.items() if n in wanted and (n == "pos_embed" or value.shape == wanted[n].shape)]
+    for name, weight in model.named_parameters():
+        if name not in fits:
+            there = f"is {list(found[name].shape)} there" if name in found else "is not"
+            raise SelfsightError(
+                f"{checkpoint}: {len(fits)} of the {len(wanted)} tensors of --backbone {backbone} are in it; "
+                f"{name} {list(weight.shape)} {there}"
+            )
+    trained = backbones.with_weights(spec, wanted | {name: found[name] for name in fits}, str(checkpoint))
     run.path.mkdir(parents=True, exist_ok=True)
     run.write_config({"method": "converted", "data": str(checkpoint), "converted": {"tensors": len(fits)}})
-    run.save_backbone(model)
+    run.save_backbone(trained)
     return run
 
 
 def tensors(path: Path) -> dict[str, Tensor]:
     """Return all named tensors of a .safetensors file or of a torch checkpoint, whatever else stands in it."""
-    if not path.exists():
-        raise SelfsightError(f"{path}: no such file")
+    if not path.is_file():
+        raise SelfsightError(f"{path}: {'is no file' if path.exists() else 'no such file'}")
     if path.suffix == ".safetensors":
         return backbones.read_safetensors(path, str(path))
     try:
