@@ -526,25 +526,26 @@ def test_few_images_are_seeded_and_nested_and_show_every_class_as_far_as_they_go
     random = np.random.default_rng(0)
     common = [random.integers(0, 3, 2).tolist() for _ in range(90)]
     data = many([*common, [], [3, 4], [5], [6, 6], [4, 7], *common], test=90)
-    assert len(data.rows("train")) == 95
+    rows = data.rows("train")
+    assert len(rows) == 95
     draws = []
     for seed in range(5):
         chosen: set[int] = set()
         for amount in (1, 0.02, 3, 5, 0.1, 20, 0.5, 95, 1.0):
-            rows = few_images(data, amount, seed)
-            assert rows.dtype == np.int64
-            assert len(rows) == (amount if isinstance(amount, int) else round(amount * 95))
-            assert rows.tolist() == sorted(set(rows.tolist()))
-            assert chosen <= set(rows.tolist()) <= set(range(95))
-            chosen = set(rows.tolist())
-            shown = {label for row in rows for label in data.labels[row].tolist()}
-            assert len(rows) < 6 or shown == set(range(8))
-            assert len(rows) < 3 or len(shown) >= 5
-        assert few_images(data, 20, seed).tolist() == few_images(data, 20, seed).tolist()
-        draws.append(tuple(few_images(data, 20, seed).tolist()))
+            drawn = few_images(data, rows, amount, seed)
+            assert drawn.dtype == np.int64
+            assert len(drawn) == (amount if isinstance(amount, int) else round(amount * 95))
+            assert drawn.tolist() == sorted(set(drawn.tolist()))
+            assert chosen <= set(drawn.tolist()) <= set(range(95))
+            chosen = set(drawn.tolist())
+            shown = {label for row in drawn for label in data.labels[row].tolist()}
+            assert len(drawn) < 6 or shown == set(range(8))
+            assert len(drawn) < 3 or len(shown) >= 5
+        assert few_images(data, rows, 20, seed).tolist() == few_images(data, rows, 20, seed).tolist()
+        draws.append(tuple(few_images(data, rows, 20, seed).tolist()))
     assert len(set(draws)) == 5
-    assert len(few_images(data, 1e-6, 0)) == 1
-    assert len(few_images(many([[0], [0]]), 0.01, 0)) == 1
+    assert len(few_images(data, rows, 1e-6, 0)) == 1
+    assert len(few_images(many([[0], [0]]), np.arange(2), 0.01, 0)) == 1
 
 
 @pytest.mark.parametrize(
@@ -553,4 +554,4 @@ def test_few_images_are_seeded_and_nested_and_show_every_class_as_far_as_they_go
 )
 def test_few_images_asks_for_a_sensible_amount(amount: float | int, message: str) -> None:
     with pytest.raises(SelfsightError, match=message):
-        few_images(many([[0], [1], [0], [1]], test=1), amount, 0)
+        few_images(many([[0], [1], [0], [1]]), np.arange(3), amount, 0)

@@ -232,6 +232,52 @@ def test_a_hugging_face_data_set_and_a_dict_of_them(tmp_path: Path) -> None:
     assert images.require_labels().tolist() == [0, 1] * 5
 
 
+def test_parts_that_lack_a_class_or_all_labels_keep_those_there_are(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    pictures = [Image.fromarray(pixels) for pixels in COLOUR[:4]]
+    train = datasets.Dataset.from_dict({"image": pictures[:3], "label": ["dog", "cat", "owl"]})
+    for last, expected in (({"label": ["owl"]}, 2), ({}, -1)):
+        test = datasets.Dataset.from_dict({"image": pictures[3:]} | last)
+        images = open_images(datasets.DatasetDict({"train": train, "test": test}), image_size=8, cache_dir=tmp_path)
+        assert list(images.classes) == ["cat", "dog", "owl"]
+        assert images.require_labels().tolist() == [1, 0, 2, expected]
+    hidden = datasets.Dataset.from_dict({"image": pictures, "label": [1, 0, -1, 1]})
+    images = open_images(hidden, image_size=8, cache_dir=tmp_path)
+    assert list(images.classes) == ["0", "1"]
+    assert images.require_labels().tolist() == [1, 0, -1, 1]
+    with pytest.raises(SelfsightError, match="is a stream"):
+        open_images(hidden.to_iterable_dataset(), image_size=8)
+
+
+class OfAnotherTask:
+    def __init__(self, target: object) -> None:
+        self.target = target
+
+    def __len__(self) -> int:
+        return len(COLOUR)
+
+    def __getitem__(self, row: int) -> tuple[Image.Image, object]:
+        return Image.fromarray(COLOUR[row]), self.target
+
+
+@pytest.mark.parametrize(
+    "target", [[{"bbox": [0, 0, 1, 1]}], {"annotation": {}}, "Annotations/1.xml", torch.zeros(3, 4)], ids=type
+)
+def test_targets_of_other_tasks_are_no_classes(target: object) -> None:
+    images = open_images(OfAnotherTask(target), image_size=8)
+    assert len(images) == len(COLOUR)
+    assert images.labels is None
+
+
+def test_idx_files_of_emnists_names_have_a_train_part(tmp_path: Path) -> None:
+    write_idx(tmp_path)
+    for file in sorted(tmp_path.iterdir()):
+        file.rename(tmp_path / f"emnist-letters-{file.name.replace('t10k', 'test')}")
+    images = open_images(tmp_path, image_size=8)
+    assert images.rows("train").tolist() == list(range(7))
+    assert images.names[8] == "test/1"
+
+
 def test_an_image_set_is_returned_as_it_is_and_other_things_are_refused() -> None:
     images = open_images(GREY, image_size=8)
     assert open_images(images, image_size=99) is images

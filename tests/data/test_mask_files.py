@@ -259,8 +259,8 @@ def test_few_images_show_every_class_of_the_masks(tmp_path: Path) -> None:
         mask[1] = 2 if number == 7 else 0
         write_mask(tmp_path / "masks" / f"{number:02}.png", mask)
     masks = open_masks(tmp_path)
-    assert all(few_images(masks, 1, seed).tolist() == [7] for seed in range(5))
-    assert few_images(masks, 0.5, 3).size == 6
+    assert all(few_images(masks, masks.rows("train"), 1, seed).tolist() == [7] for seed in range(5))
+    assert few_images(masks, masks.rows("train"), 0.5, 3).size == 6
 
 
 @pytest.mark.parametrize("names", [("train", "test"), ("train2017", "val2017")])

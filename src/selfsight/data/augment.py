@@ -352,21 +352,15 @@ class View:
         return x
 
 
-def asymmetric_pair(
-    size: int, channels: int, smallest: float, hflip: float, strength: float = 1.0
-) -> tuple[View, View]:
-    """Return the two views of BYOL, DINO, Barlow Twins ("Bootstrap Your Own Latent", 2020, table 6).
+def jittered(size: int, channels: int, smallest: float, strength: float = 1.0) -> View:
+    """Return a view with BYOL's colour jitter, weaker than SimCLR's ("Bootstrap Your Own Latent", 2020, table 6).
 
-    Weaker jitter than SimCLR's; the first is always blurred, the second rarely, but solarized at times. `smallest`:
-    least share of the image. `strength` multiplies the jitter, 0 to 5. Below 64 pixels there is no blur; without colour
-    no change of it.
+    `smallest`: least share of the image. `strength` multiplies the jitter, 0 to 5. Images without colour have no change
+    of it.
     """
     s = strength
-    view = View(size, (smallest, 1.0), hflip=hflip, brightness=0.4 * s, contrast=0.4 * s)
-    if channels == 3:
-        view = replace(view, saturation=0.2 * s, hue=0.1 * s, grey=0.2)
-    blur = float(size >= 64)
-    return replace(view, blur=blur), replace(view, blur=0.1 * blur, solarize=0.2)
+    view = View(size, (smallest, 1.0), brightness=0.4 * s, contrast=0.4 * s)
+    return replace(view, saturation=0.2 * s, hue=0.1 * s, grey=0.2) if channels == 3 else view
 
 
 def whole(batch: Batch, size: int) -> Tensor:

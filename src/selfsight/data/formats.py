@@ -40,7 +40,7 @@ def read_idx(path: Path) -> Listing:
         wanted = _dashed(file).replace(_IDX_IMAGES, _IDX_LABELS)
         beside = [other for other in file.parent.iterdir() if _dashed(other) == wanted and other.is_file()]
         labels = _read_idx_file(beside[0], 1) if beside else None
-        parts.append(("train" if file.name.startswith("train") else "test", images, labels))
+        parts.append(("train" if _is_train(file) else "test", images, labels))
     return from_parts(str(path), parts if len(parts) > 1 else [("", *parts[0][1:])])
 
 
@@ -184,6 +184,8 @@ class _Items:
 
 
 def _from_hugging_face(data: Any, kind: str) -> Listing:
+    if not hasattr(data, "__len__"):
+        raise SelfsightError(f"{kind}: is a stream, whose images have no number; load it without streaming=True")
     key = next((name for name in ("image", "img", "images") if name in data.column_names), None)
     if key is None:
         raise SelfsightError(f"{kind}: needs a column 'image'; its columns are {', '.join(data.column_names)}")
@@ -196,7 +198,8 @@ def _from_hugging_face(data: Any, kind: str) -> Listing:
         if feature_names:
             labels, classes = np.array([-1 if v is None else v for v in values], np.int64), list(feature_names)
         else:
-            labels, classes = index_labels(["" if v is None else str(v) for v in values])
+            texts = ["" if v is None or (not isinstance(v, str) and v < 0) else str(v) for v in values]
+            labels, classes = index_labels(texts)
     identity = getattr(data, "_fingerprint", None)  # the library's own hash of content and transforms
     names = [str(row) for row in range(len(data))]
     return Listing(kind, _Items([data], key), names, labels, classes, identity=identity)
@@ -208,11 +211,20 @@ def _from_torchvision(data: Any, kind: str) -> Listing:
     targets = getattr(data, "targets", None)  # spares decoding every image for its label
     if targets is None or len(targets) != len(data):
         targets = [_target(data, row) for row in range(len(data))]
+    if not all(map(_names_a_class, targets)):
+        return Listing(kind, _Items([data], None), [str(row) for row in range(len(data))])
     numbers = np.asarray([-1 if target is None else target for target in targets])
     labels, classes = index_labels(_label_texts(numbers, len(data)))
     if labels is not None and getattr(data, "classes", None) and np.issubdtype(numbers.dtype, np.integer):
         labels, classes = numbers.astype(np.int64), [str(name) for name in data.classes]
     return Listing(kind, _Items([data], None), [str(row) for row in range(len(data))], labels, classes)
+
+
+def _names_a_class(target: Any) -> bool:
+    """Return whether this is a number or a text; boxes, a dict or the path of an annotation file are of other tasks."""
+    if isinstance(target, str):
+        return not target.endswith((".xml", ".png", ".txt", ".json", ".mat"))
+    return target is None or isinstance(target, int | float) or getattr(target, "ndim", None) == 0
 
 
 def _target(data: Any, row: int) -> Any:
@@ -229,18 +241,30 @@ def _join(parts: Sequence[tuple[str, Listing]], kind: str) -> Listing:
     listings = [listing for _, listing in parts]
     items = [listing.pictures for listing in listings]
     key = items[0].key if isinstance(items[0], _Items) else None
-    classes = listings[0].classes
-    has_labels = all(listing.labels is not None and listing.classes == classes for listing in listings)
+    given = [listing.labels for listing in listings if listing.labels is not None]
+    labels: NDArray[np.int64] | None
+    classes: Sequence[str]
+    if len(given) == len(parts) and all(listing.classes == listings[0].classes for listing in listings):
+        labels, classes = np.concatenate(given), listings[0].classes
+    else:  # a part that lacks a class, or all labels
+        labels, classes = index_labels([name for listing in listings for name in _class_names(listing)])
     identities = [listing.identity for listing in listings]
     return Listing(
         kind,
         _Items([data for item in items if isinstance(item, _Items) for data in item.parts], key),
         [f"{word}/{name}" for word, listing in parts for name in listing.names],
-        np.concatenate([listing.labels for listing in listings if listing.labels is not None]) if has_labels else None,
-        classes if has_labels else [],
+        labels,
+        classes,
         two_way_split([word for word, listing in parts for _ in listing.names], kind) if len(parts) > 1 else None,
         identity=None if None in identities else " ".join(map(str, identities)),
     )
+
+
+def _class_names(listing: Listing) -> list[str]:
+    """Return each picture's class, '' where it has none."""
+    if listing.labels is None:
+        return [""] * len(listing.names)
+    return [listing.classes[label] if label >= 0 else "" for label in listing.labels]
 
 
 def _label_texts(labels: NDArray[Any] | None, count: int) -> list[str]:
@@ -258,6 +282,10 @@ def _dashed(file: Path) -> str:
     return file.name.removesuffix(".gz").replace(".idx", "-idx")
 
 
+def _is_train(file: Path) -> bool:
+    return "train" in file.name.split("-")  # emnist-letters-train-images-idx3-ubyte.gz
+
+
 def _idx_images(folder: Path) -> list[Path]:
     """Return the folder's files of images, train first, each once though it lie there zipped and unzipped."""
     found = {
@@ -265,7 +293,7 @@ def _idx_images(folder: Path) -> list[Path]:
         for file in sorted(folder.iterdir(), reverse=True)
         if _dashed(file).endswith(_IDX_IMAGES) and file.is_file()  # some archives hold folders of the same names
     }
-    return [found[name] for name in sorted(found, key=lambda name: (not name.startswith("train"), name))]
+    return [found[name] for name in sorted(found, key=lambda name: (not _is_train(found[name]), name))]
 
 
 def _read_idx_file(file: Path, dimensions: int) -> NDArray[np.uint8]:

@@ -101,6 +101,10 @@ class ImageSet:
         digest.update(self.images[some].tobytes())
         return digest.hexdigest()
 
+    def parts_digest(self) -> str | None:
+        """Return a hash of which images are to train and which to test; None without a split."""
+        return None if self.split is None else hashlib.sha256("\n".join(self.split).encode()).hexdigest()
+
     def rows(self, split: str) -> NDArray[np.int64]:
         """Return the rows of the 'train' or 'test' part; all rows are train if there is no split."""
         return rows_of(self.split, split, len(self))

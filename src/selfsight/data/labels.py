@@ -1,5 +1,6 @@
 """Splits and small labeled subsets, the same for the same seed."""
 
+import os
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -7,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from selfsight.errors import SelfsightError
+from selfsight.progress import say
 
 # scikit-learn's stratified splits may leave a rare class out of a part and know no unlabeled rows,
 # so the rows are drawn class by class here.
@@ -74,20 +76,17 @@ class ManyLabels(Protocol):
     def present(self) -> Sequence[NDArray[np.int64]]:
         """(N,) arrays: the classes that occur in each image."""
 
-    def rows(self, split: str) -> NDArray[np.int64]:
-        """Return the rows of the 'train' or 'test' part."""
 
+def few_images(data: ManyLabels, rows: NDArray[np.int64], amount: float | int, seed: int) -> NDArray[np.int64]:
+    """Return the sorted rows, out of `rows`, whose boxes or masks may be used.
 
-def few_images(data: ManyLabels, amount: float | int, seed: int) -> NDArray[np.int64]:
-    """Return the sorted rows of the train images whose boxes or masks may be used.
-
-    A float in (0, 1] is the fraction of the train images, but at least one; an int is their count. First come images
-    that together show every class, each the one that adds most, as far as the amount goes; the others are random.
-    With the same seed a larger amount contains the smaller.
-    SelfsightError if there are fewer train images than the count, or the amount is out of range.
+    A float in (0, 1] is their fraction, but at least one; an int is their count. First come images that together show
+    every class, each the one that adds most, as far as the amount goes; the others are random. With the same seed a
+    larger amount contains the smaller.
+    SelfsightError if there are fewer rows than the count, or the amount is out of range.
     """
     _check(amount, "a count of images")
-    order = np.random.default_rng(seed).permutation(data.rows("train"))
+    order = np.random.default_rng(seed).permutation(rows)
     count = amount if isinstance(amount, int) else max(1, round(amount * len(order)))
     if count > len(order):
         raise SelfsightError(f"labels: there are {len(order)} images to train on, fewer than the {count} asked for")
@@ -104,6 +103,13 @@ def few_images(data: ManyLabels, amount: float | int, seed: int) -> NDArray[np.i
     return np.sort(chosen)
 
 
+def warn_of_overlap(train: Sequence[str], test: Sequence[str]) -> None:
+    """Say it where files to be tested on are learned from as well: the scores flatter then."""
+    both = set(map(os.path.realpath, train)) & set(map(os.path.realpath, test))
+    if both:
+        say(f"{len(both)} of the {len(test)} test images are learned from too, as {min(both)}: the scores flatter")
+
+
 def _check(amount: float | int, count: str) -> None:
     if not amount > 0 or (isinstance(amount, float) and amount > 1):
         raise SelfsightError(f"labels: {amount} is neither a fraction in (0, 1] nor {count}")
@@ -111,7 +117,12 @@ def _check(amount: float | int, count: str) -> None:
 
 def _by_class(labels: NDArray[np.int64], rows: NDArray[np.int64]) -> dict[int, NDArray[np.int64]]:
     """Return the rows of each class that occurs, without the unlabeled."""
-    return {int(label): rows[labels[rows] == label] for label in np.unique(labels[rows]) if label >= 0}
+    known = rows[labels[rows] >= 0]
+    if not len(known):
+        return {}
+    order = known[np.argsort(labels[known], kind="stable")]
+    found, first = np.unique(labels[order], return_index=True)
+    return {int(label): members for label, members in zip(found, np.split(order, first[1:]), strict=True)}
 
 
 def _name(label: int, classes: Sequence[str]) -> str:
