@@ -42,10 +42,18 @@ def test_every_method_stands_beside_its_baselines(tmp_path: Path) -> None:
     assert read_rows(tmp_path / "results.jsonl") == rows
     line = json.loads((tmp_path / "results.jsonl").read_text().splitlines()[0])
     assert set(line) == {
-        "run", "method", "data", "task", "protocol", "labels", "seed", "metric", "value", "seconds"
+        "run", "method", "data", "task", "protocol", "labels", "seed", "metric", "value", "seconds", "used"
     }  # fmt: skip
     # The network here is the untrained one of the same seed: equal features, equal results.
     assert all(value["simclr", *k[1:]] == v for k, v in value.items() if k[0] == "random")
+
+
+def test_a_row_says_what_share_of_the_labels_its_amount_came_to(tmp_path: Path) -> None:
+    """Of 300 images, 30 or so a class, 1 % is one of each."""
+    config = EvaluateConfig(labels=(0.01, 0.1), seeds=1, protocols=("knn",), baselines=False)
+    few, more = run(digits(450), config, tmp_path)
+    assert few.used == pytest.approx(10 / 300)
+    assert more.used == pytest.approx(0.1, abs=0.01)
 
 
 def test_finetuning_is_compared_with_training_from_scratch(tmp_path: Path) -> None:
@@ -82,7 +90,9 @@ def test_a_second_call_computes_only_what_is_missing(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize("change", ["weights", "split", "labels", "pixels"])
-def test_results_of_other_weights_or_data_are_not_reused(tmp_path: Path, change: str) -> None:
+def test_results_of_other_weights_or_data_are_not_reused(
+    tmp_path: Path, change: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = EvaluateConfig(labels=(0.5,), seeds=1, protocols=("linear",), baselines=False)
     images = digits()
     [old] = run(images, config, tmp_path)
@@ -92,7 +102,9 @@ def test_results_of_other_weights_or_data_are_not_reused(tmp_path: Path, change:
         images = replace(images, images=np.random.default_rng(0).permuted(np.asarray(images.images), axis=0))
     elif change == "split":
         images = replace(images, split=np.where(np.arange(len(images)) < 300, "train", "test"))
+    capsys.readouterr()
     [new] = run(images, config, tmp_path, seed=1 if change == "weights" else 0)
+    assert "1 results on digits are forgotten" in " ".join(capsys.readouterr().err.split())
     assert new.value != old.value
     assert read_rows(tmp_path / "results.jsonl") == [new]
 
@@ -124,6 +136,19 @@ def test_data_without_a_split_gets_a_stratified_one(tmp_path: Path) -> None:
         assert abs((labels[task.test] == c).mean() - (labels == c).mean()) < 0.02
 
 
+def test_images_that_are_learned_from_too_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By whatever path a table names them."""
+    images = digits(120)
+    files = [str(tmp_path / f"{i}.png") for i in range(120)]
+    config = EvaluateConfig(labels=(1.0,), seeds=1, protocols=("knn",), baselines=False)
+    run(replace(images, files=files), config, tmp_path)
+    assert "learned from too" not in capsys.readouterr().err
+    files[0] = str(tmp_path / "elsewhere" / ".." / "1.png")  # image 0 is of the test part, 1 of the training
+    (tmp_path / "elsewhere").mkdir()
+    run(replace(images, files=files), config, tmp_path)
+    assert "1 of the 40 test images are learned from too" in " ".join(capsys.readouterr().err.split())
+
+
 def test_unlabeled_images_are_left_out(tmp_path: Path) -> None:
     images = digits(120)
     labels = images.require_labels().copy()
@@ -145,6 +170,11 @@ def test_errors_say_what_to_mend(tmp_path: Path) -> None:
         run(images, replace(QUICK, per_class=(50,)), tmp_path)
     with pytest.raises(SelfsightError, match=r"--labels 1.5: .*fraction"):
         run(images, replace(QUICK, labels=(1.5,)), tmp_path)
+    with pytest.raises(SelfsightError, match="all labeled images are of one class"):
+        run(replace(images, labels=np.where(labels == 7, 7, -1)), QUICK, tmp_path)
+    for wrong in ({"seeds": 0}, {"seed": -1}, {"test_share": 1.0}):
+        with pytest.raises(SelfsightError, match=f"--{next(iter(wrong)).replace('_', '-')} "):
+            replace(QUICK, **wrong)
     lonely = np.where(labels == 7, 3, labels)
     lonely[0] = 7
     with pytest.raises(SelfsightError, match="class '7' has a single image"):

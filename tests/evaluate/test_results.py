@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ from selfsight.evaluate.results import (
     Row,
     amount_words,
     append_row,
+    by_amount,
     draw_curve,
+    labels_words,
     plot_curve,
     print_table,
     read_rows,
@@ -72,6 +75,23 @@ def test_the_table_shows_methods_before_baselines() -> None:
     header = next(line for line in text.splitlines() if "method" in line)
     assert header.index("1 %") < header.index("10 %") < header.index("100 %") < header.index("10 per class")
     assert "71.1 ± 2.5" in text  # 0.701, 0.711, 0.721: deviation 0.01, times t(2) = 4.303 over √3
+
+
+def test_a_fraction_that_came_to_another_share_says_so() -> None:
+    """1 % of 24 images a class is one of them, 4.2 %: in the table, in sentences, and where it stands on the axis."""
+    used = {0.01: 1 / 24, 0.1: 2 / 24 + 0.02, 1.0: 1.0}
+    rows = [replace(row("simclr", labels, 0, 0.5), used=share) for labels, share in used.items()]
+    columns, [(protocol, method, cells)] = by_amount(summary([*rows, row("simclr", 3, 0, 0.4)]))
+    assert columns == ["1 % (4.17 % used)", "10 %", "100 %", "3 per class"], "rounding is not worth words"
+    assert (protocol, method, cells) == ("linear", "simclr", ["50.0", "50.0", "50.0", "40.0"])
+    old = row("dino", 0.01, 0, 0.4)  # written before that was recorded
+    assert by_amount(summary([*rows, old]))[0] == columns[:3]
+    assert labels_words(0.01, 1 / 24) == "1 % of the labels (4.17 % used)"
+    assert labels_words(3, 0.2) == "3 labels a class"
+    axes = Figure().subplots()
+    draw_curve(rows, axes)
+    assert np.allclose(np.asarray(axes.get_lines()[0].get_xdata()), [1 / 24, 0.1, 1.0])
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["4.17 %", "10 %", "100 %"]
 
 
 def test_the_curve_shows_a_line_and_an_interval_a_method() -> None:

@@ -1,6 +1,7 @@
 """What pretraining saves in labels: read off scratch's curve, with intervals, and nothing is called nothing."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -34,6 +35,16 @@ def test_what_scratch_needs_is_between_the_amounts_measured_on_a_logarithmic_axi
     )
 
 
+def test_a_fraction_counts_as_the_share_that_it_came_to() -> None:
+    """1 % of 10 images a class is one of each, 10 %: no less than the same 10 % asked for by name."""
+    share = {0.01: 0.1, 0.4: 0.4, 1.0: 1.0}
+    scratch = rows("scratch", {0.01: [0.1, 0.1], 0.4: [0.3, 0.3], 1.0: [0.5, 0.5]})
+    pretrained = rows("simclr", {0.01: [0.2, 0.2]})
+    (found,) = savings([replace(row, used=share[float(row.labels)]) for row in [*scratch, *pretrained]])
+    assert found.needed == pytest.approx(0.2), "half way between 10 and 40 % in the logarithm, not 1 and 40"
+    assert found.sentence().startswith("With 1 % of the labels (10 % used) pretraining gives what scratch needs 20 %")
+
+
 def test_intervals_are_of_the_seeds() -> None:
     found = savings([*SCRATCH, *rows("dino", {0.1: [0.2, 0.3, 0.13]})])[0]
     logs = [math.log(0.2), math.log(0.1) + math.log(4) * 0.9, math.log(0.1) + math.log(4) * 0.1]
@@ -41,6 +52,14 @@ def test_intervals_are_of_the_seeds() -> None:
     spread = 4.302653 * math.sqrt(sum((x - mean) ** 2 for x in logs) / 2 / 3)
     assert found.needed == pytest.approx(math.exp(mean))
     assert (found.low, found.high) == pytest.approx((math.exp(mean - spread), math.exp(mean + spread)))
+
+
+def test_where_a_few_seeds_are_beyond_scratch_it_gives_a_lower_bound() -> None:
+    scratch = rows("scratch", {0.1: [0.1] * 5, 1.0: [0.5] * 5})
+    (found,) = savings([*scratch, *rows("dino", {0.1: [0.3, 0.3, 0.3, 0.3, 0.52]})])
+    needed = 0.1 * 10 ** ((4 * 0.5 + 1) / 5)
+    assert found.needed == pytest.approx(needed)
+    assert "pretraining gives what scratch needs 40 % or more for, in 1 of 5 seeds over 100 % (" in found.sentence()
 
 
 def test_a_gain_within_the_noise_is_called_none() -> None:
@@ -80,4 +99,4 @@ def test_counts_per_class_are_not_mixed_with_fractions() -> None:
     counts = [*rows("scratch", {5: [0.2, 0.21], 20: [0.4, 0.41]}), *rows("dino", {5: [0.3, 0.31]})]
     (found,) = savings([*counts, *SCRATCH])
     assert found.labels == 5
-    assert found.sentence().startswith("With 5 per class labels pretraining gives what scratch needs 10 per class")
+    assert found.sentence().startswith("With 5 labels a class pretraining gives what scratch needs 10 per class")

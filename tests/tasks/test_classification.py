@@ -234,6 +234,17 @@ def test_a_run_stopped_while_it_is_tested_does_not_train_again(
     assert not list((tmp_path / "out" / "parts").rglob("*.safetensors"))
 
 
+def test_a_training_that_its_steps_cut_short_says_so(
+    digits_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for steps, expected in ((3, True), (300, False)):
+        learning = replace(SHORT, min_steps=3, max_steps=steps, epochs=4.0, batch_size=32)
+        options: dict[str, Any] = {"labels": (0.05,), "seeds": 1, "baselines": False}
+        run(digits_file, tmp_path / str(steps), ClassificationConfig(), learning, **options)
+        said = " ".join(capsys.readouterr().err.split())
+        assert ("--max-steps 3: that is 1.3" in said and "passes, not the 4 of --epochs" in said) == expected
+
+
 def test_pseudo_labels_use_the_rest_and_never_the_test(digits_file: Path, tmp_path: Path) -> None:
     config = ClassificationConfig(pseudo_labels=0.5)
     job = open_job(net(), digits_file, TrainConfig(), config, SHORT)
@@ -248,7 +259,11 @@ def test_pseudo_labels_use_the_rest_and_never_the_test(digits_file: Path, tmp_pa
     assert not set(added) & set(job.rows("test"))
     assert np.isin(rows, few).mean() >= 0.24
     shares = job.logits(model, "train", added).softmax(1)
-    assert float(shares.max(1).values.min()) >= 0.5
+    assert 0.46 <= float(shares.max(1).values.min()) < 0.5, "0.9 · 0.5 + 0.01: what smoothing takes is given back"
+    model.get_buffer("temperature").fill_(1.001)
+    found = job.with_pseudo_labels(model, few, few[:100])[1]
+    assert float(job.logits(model, "train", np.setdiff1d(found, few)).softmax(1).max(1).values.min()) >= 0.5
+    model.get_buffer("temperature").fill_(1.0)
     assert np.array_equal(more.train.targets[added].argmax(1), shares.argmax(1).numpy())
     assert np.array_equal(more.train.targets[few], job.train.targets[few])
     result = run(digits_file, tmp_path / "out", config, labels=(0.1,), seeds=1, baselines=False)
@@ -461,6 +476,8 @@ def test_the_head_on_a_frozen_backbone_begins_at_its_probe_pretrained_or_not(
     [
         (lambda: ClassificationConfig(separator=""), "--separator"),
         (lambda: TrainConfig(seed=-1), "--seed -1"),
+        (lambda: TrainConfig(seeds=0), "--seeds 0"),
+        (lambda: TrainConfig(test_share=0.0), r"--test-share 0\.0"),
         (lambda: PredictConfig(batch_size=0), "--batch-size 0"),
     ],
 )

@@ -161,6 +161,16 @@ def test_images_that_came_later_are_not_answered_from_before(tmp_path: Path) -> 
         trained(folder, out, settings)
 
 
+def test_pixels_that_changed_are_not_answered_from_before(tmp_path: Path) -> None:
+    folder, out = scenes(tmp_path / "scenes"), tmp_path / "out"
+    settings = SegmentationConfig(decoder="linear")
+    trained(folder, out, settings)
+    assert trained(folder, out, settings)
+    Image.new("RGB", (WIDE, WIDE), "red").save(folder / "train" / "images" / "0.png")
+    with pytest.raises(SelfsightError, match="other pixels"):
+        trained(folder, out, settings)
+
+
 def test_labels_that_were_corrected_are_not_answered_from_before(tmp_path: Path) -> None:
     folder = scenes(tmp_path / "scenes")
     boxes, masks = tmp_path / "boxes", tmp_path / "masks"
@@ -185,6 +195,13 @@ def test_a_damaged_image_is_listed_and_fatal_if_strict(tmp_path: Path) -> None:
     assert "0.png" in (tmp_path / "out" / "problems.csv").read_text()
     with pytest.raises(SelfsightError, match=r"0\.png"):
         trained(folder, tmp_path / "strict", SegmentationConfig(decoder="linear"), strict=True)
+    config = TrainConfig(image_size=SIDE)
+    job = open_job(backbone("test_resnet"), folder, config, DetectionConfig(), SHORT)
+    assert all(len(job.few(0.2, seed)) == 1 for seed in range(10)), "no amount is spent on what can't be read"
+    (folder / "test" / "images" / "6.png").write_bytes(damaged.read_bytes())
+    found = predict(tmp_path / "out", str(folder / "test" / "images"), PredictConfig(out=tmp_path / "found"))
+    assert found["skipped"] == 1
+    assert "6.png" in (tmp_path / "found" / "skipped.csv").read_text()
 
 
 def test_a_stopped_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
@@ -280,6 +297,16 @@ def test_images_that_are_learned_from_and_tested_on_are_said(
     assert "6 of the 6 test images are learned from too" in " ".join(capsys.readouterr().err.split())
     open_job(backbone("test_resnet"), folder, replace(config, test=None), DetectionConfig(), SHORT)
     assert "learned from too" not in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_class_that_only_the_test_shows_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = scenes(tmp_path / "scenes")
+    annotations = folder / "train" / "annotations.json"
+    content = json.loads(annotations.read_text())
+    content["annotations"] = [box for box in content["annotations"] if box["category_id"] == 1]
+    annotations.write_text(json.dumps(content))
+    open_job(backbone("test_resnet"), folder, TrainConfig(image_size=SIDE), DetectionConfig(), SHORT)
+    assert "no training image shows the class 'right'" in " ".join(capsys.readouterr().err.split())
 
 
 def test_masks_that_were_not_predicted_are_never_replaced(tmp_path: Path) -> None:

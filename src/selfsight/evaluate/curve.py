@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from selfsight.backbones import Backbone, create
 from selfsight.data.images import ImageSet
-from selfsight.data.labels import few_labels, stratified_split
+from selfsight.data.labels import few_labels, stratified_split, warn_of_overlap
 from selfsight.errors import SelfsightError
 from selfsight.evaluate.features import extract, pixels
 from selfsight.evaluate.finetune import FinetuneConfig, classify, finetune
 from selfsight.evaluate.knn import knn_predict
 from selfsight.evaluate.linear import Probe, fit_probe
-from selfsight.evaluate.results import Row, amount_words, append_row, keep_rows, read_rows
+from selfsight.evaluate.results import Row, append_row, keep_rows, labels_words, read_rows
 from selfsight.progress import say
 from selfsight.run import replace_file
 
@@ -49,6 +49,14 @@ class EvaluateConfig:
     """The first seed; also that of the split and of the untrained network."""
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     """How finetune trains."""
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise SelfsightError(f"--seeds {self.seeds}: must be 1 or more")
+        if self.seed < 0:
+            raise SelfsightError(f"--seed {self.seed}: must be 0 or more")
+        if not 0 < self.test_share < 1:
+            raise SelfsightError(f"--test-share {self.test_share}: must be a share between 0 and 1")
 
 
 @dataclass(frozen=True)
@@ -85,22 +93,25 @@ def evaluate(
     results, marks = out / "results.jsonl", out / "evaluated.json"
     known: dict[str, str] = json.loads(marks.read_text()) if marks.exists() else {}
     if known.get(data) != fingerprint:  # of other weights, images or settings
+        before = len(read_rows(results))
         keep_rows(results, lambda row: row.data != data)
+        if forgotten := before - len(read_rows(results)):
+            say(f"{forgotten} results on {data} are forgotten: of other weights, images, labels or settings")
     done = {row.key: row for row in read_rows(results)}
     replace_file(marks, lambda p: p.write_text(json.dumps(known | {data: fingerprint}, indent=2) + "\n"))
     rows = []
     jobs = list(task.jobs())
     for i, job in enumerate(jobs, 1):
-        row = Row(
-            run, job.method, data, "classification", job.protocol, job.labels, job.seed, "accuracy", value=0, seconds=0
-        )
+        used = len(task.labeled(job.labels, job.seed)) / len(task.train)
+        what = (run, job.method, data, "classification", job.protocol, job.labels, job.seed, "accuracy")
+        row = Row(*what, value=0, seconds=0, used=used)
         if row.key not in done:
             value, seconds = task.accuracy(job)
             row = replace(row, value=value, seconds=round(seconds, 3))
             append_row(results, row)
-            words = f"{job.protocol} on {amount_words(job.labels)} of labels, seed {job.seed}: {value:.1%}"
+            words = f"{job.protocol} on {labels_words(job.labels)}, seed {job.seed}: {value:.1%}"
             say(f"[{i}/{len(jobs)}] {job.method}: {words} ({seconds:.1f} s)")
-        rows.append(done.get(row.key, row))
+        rows.append(replace(done.get(row.key, row), used=used))
     return rows
 
 
@@ -126,11 +137,18 @@ class Task:
         for part, rows in (("train", self.train), ("test", self.test)):
             if not len(rows):
                 raise SelfsightError(f"{images.source}: no labeled image in the {part} part")
+        if len(np.unique(self.labels[self.train])) < 2:
+            hint = "nothing to tell apart (numbers below 0 mean no label)"
+            raise SelfsightError(f"{images.source}: all labeled images are of one class: {hint}")
+        if images.files is not None:
+            learned, held = ([images.files[row] for row in rows.tolist()] for rows in (self.train, self.test))
+            warn_of_overlap(learned, held)
         unseen = np.setdiff1d(self.labels[self.test], self.labels[self.train])
         if len(unseen):
             raise SelfsightError(
                 f"{images.source}: class {images.classes[unseen[0]]!r} has no image in the train part to learn from"
             )
+        self._labeled: dict[tuple[str, int], NDArray[np.int64]] = {}
         for amount in self.amounts:
             self.labeled(amount, config.seed)  # says at once if there are too few
         self._features: dict[str, NDArray[np.float32]] = {}
@@ -138,11 +156,11 @@ class Task:
 
     @property
     def amounts(self) -> tuple[float | int, ...]:
-        """Fractions, then counts per class."""
+        """Fractions, then counts per class, each once."""
         fractions = self.config.labels
         if fractions is None:
             fractions = () if self.config.per_class else (0.01, 0.1)
-        return (*(float(f) for f in fractions), *self.config.per_class)
+        return (*dict.fromkeys(float(f) for f in fractions), *dict.fromkeys(self.config.per_class))
 
     def jobs(self) -> Iterator[Job]:
         """Yield what to compute, cheap amounts first; all labels are one subset, so frozen features need one seed."""
@@ -156,12 +174,15 @@ class Task:
                         yield Job(method, protocol, amount, seed)
 
     def labeled(self, amount: float | int, seed: int) -> NDArray[np.int64]:
-        """Return the rows whose labels may be used."""
-        try:
-            return few_labels(self.labels, self.train, amount, seed, classes=self.images.classes)
-        except SelfsightError as error:
-            flag = "--per-class" if isinstance(amount, int) else "--labels"
-            raise SelfsightError(f"{flag} {amount}: {error}") from error
+        """Return the rows whose labels may be used, drawn once."""
+        key = (repr(amount), seed)  # by repr: all of them, 1.0, is not one a class, 1
+        if key not in self._labeled:
+            try:
+                self._labeled[key] = few_labels(self.labels, self.train, amount, seed, classes=self.images.classes)
+            except SelfsightError as error:
+                flag = "--per-class" if isinstance(amount, int) else "--labels"
+                raise SelfsightError(f"{flag} {amount}: {error}") from error
+        return self._labeled[key]
 
     def accuracy(self, job: Job) -> tuple[float, float]:
         """Return the share of test images that are right, and the seconds it took without the features."""

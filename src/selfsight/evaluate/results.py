@@ -47,6 +47,8 @@ class Row:
     value: float
     seconds: float
     """How long the protocol took, given the features."""
+    used: float | None = None
+    """The share of the training labels that this amount came to: 1 % of 20 images a class is one of each, 5 %."""
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -67,6 +69,18 @@ class Summary:
     mean: float
     margin: float | None
     """Half the width of the 95 % t-interval of the mean; None with a single seed."""
+    used: float | None = None
+    """The share of the training labels that the amount came to, where that was recorded."""
+
+    @property
+    def amount(self) -> str:
+        """The amount of labels in words."""
+        return amount_words(self.labels, self.used)
+
+    @property
+    def place(self) -> float | int:
+        """Where it stands on an axis: the share that the fraction came to, or the count."""
+        return came_to(self.labels, self.used)
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -100,9 +114,26 @@ def append_row(path: Path, row: Row) -> None:
         f.write(json.dumps(asdict(row)).encode() + b"\n")
 
 
-def amount_words(labels: float | int) -> str:
-    """Return '1 %' for a fraction, '10 per class' for a count."""
-    return f"{labels} per class" if isinstance(labels, int) else f"{labels * 100:.4g} %"
+def amount_words(labels: float | int, used: float | None = None) -> str:
+    """Return '1 %' for a fraction, '10 per class' for a count; '1 % (4.2 % used)' where it came to another share."""
+    if isinstance(labels, int):
+        return f"{labels} per class"
+    came = came_to(labels, used)
+    return f"{labels * 100:.4g} %" + (f" ({came * 100:.3g} % used)" if came != labels else "")
+
+
+def came_to(labels: float | int, used: float | None) -> float | int:
+    """Return the fraction that `labels` came to, itself where rounding to whole images is all; a count as it is."""
+    if isinstance(labels, int) or used is None or abs(used / labels - 1) <= 0.1:
+        return labels
+    return used
+
+
+def labels_words(labels: float | int, used: float | None = None) -> str:
+    """Return the amount within a sentence: '1 % of the labels', '10 labels a class'."""
+    if isinstance(labels, int):
+        return f"{labels} labels a class"
+    return amount_words(labels, used).replace(" %", " % of the labels", 1)
 
 
 def accuracy_words(s: Summary) -> str:
@@ -124,12 +155,24 @@ def summary(rows: Iterable[Row]) -> list[Summary]:
             deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1))
             margin = float(stdtrit(n - 1, 0.975)) * deviation / math.sqrt(n)
         first = group[0]
-        found.append(Summary(first.method, first.protocol, first.labels, first.metric, n, mean, margin))
+        found.append(Summary(first.method, first.protocol, first.labels, first.metric, n, mean, margin, first.used))
     order = {protocol: i for i, protocol in enumerate(TITLES)}
     return sorted(
         found,
         key=lambda s: (order.get(s.protocol, 9), isinstance(s.labels, int), s.labels, _rank(s.method), s.method),
     )
+
+
+def by_amount(results: Sequence[Summary]) -> tuple[list[str], list[tuple[str, str, list[str]]]]:
+    """Return a table of results: its columns, the amounts of labels; a line (protocol, method, cells) each of these."""
+    columns: dict[str, str] = {}
+    for s in sorted(results, key=lambda s: (isinstance(s.labels, int), s.labels, s.used is not None)):
+        columns[repr(s.labels)] = s.amount  # in the words of a result that knows what was used, if there is one
+    cells = {(s.protocol, s.method, repr(s.labels)): accuracy_words(s) for s in results}
+    return list(columns.values()), [
+        (protocol, method, [cells.get((protocol, method, column), "") for column in columns])
+        for protocol, method in dict.fromkeys((s.protocol, s.method) for s in results)
+    ]
 
 
 def print_table(rows: Iterable[Row], console: Console | None = None) -> None:
@@ -138,10 +181,7 @@ def print_table(rows: Iterable[Row], console: Console | None = None) -> None:
     The rows are of one metric.
     """
     found = summary(rows)
-    amounts = sorted({s.labels for s in found if isinstance(s.labels, float)})
-    counts = sorted({s.labels for s in found if isinstance(s.labels, int)})
-    columns = [amount_words(labels) for labels in [*amounts, *counts]]
-    cells = {(s.protocol, s.method, amount_words(s.labels)): accuracy_words(s) for s in found}
+    columns, lines = by_amount(found)
     metric = next((METRICS.get(s.metric, s.metric) for s in found), "result")
     title = f"{metric[0].upper()}{metric[1:]} in % ± 95 % interval, by labels used"
     table = Table(title=title, min_width=len(title))  # rich wraps a title that is wider than its table
@@ -150,12 +190,11 @@ def print_table(rows: Iterable[Row], console: Console | None = None) -> None:
     for column in columns:
         table.add_column(column, justify="right")
     before = None
-    for protocol, method in dict.fromkeys((s.protocol, s.method) for s in found):
+    for protocol, method, cells in lines:
         if before not in (None, protocol):
             table.add_section()
         before = protocol
-        style = "dim" if method in BASELINES else "bold"
-        table.add_row(protocol, method, *(cells.get((protocol, method, c), "") for c in columns), style=style)
+        table.add_row(protocol, method, *cells, style="dim" if method in BASELINES else "bold")
     (console or Console()).print(table)
 
 
@@ -186,16 +225,16 @@ def draw_curve(rows: Iterable[Row], axes: Axes) -> None:
     for i, method in enumerate(methods):
         line = [s for s in found if s.method == method]
         colour, style = GREYS.get(method, (COLOURS[i % len(COLOURS)], "-"))
-        x, y = [s.labels for s in line], [s.mean for s in line]
+        x, y = [s.place for s in line], [s.mean for s in line]
         wide = 1.6 if method in BASELINES else 2.6
         axes.plot(x, y, style, color=colour, linewidth=wide, marker="o", markersize=2.2 * wide, label=method)
         low = [s.mean - (s.margin or 0) for s in line]
         high = [s.mean + (s.margin or 0) for s in line]
         axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-    amounts = sorted({s.labels for s in found})
+    amounts = sorted({s.place for s in found})
     axes.set_xscale("log")
     counts = any(isinstance(a, int) for a in amounts)
-    axes.set_xticks(amounts, [str(a) if counts else amount_words(a) for a in amounts], fontsize=10)
+    axes.set_xticks(amounts, [str(a) if counts else f"{a * 100:.3g} %" for a in amounts], fontsize=10)
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("labeled images per class" if counts else "share of the labels used", fontsize=11)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * 100:.3g} %"))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtrit
 
-from selfsight.evaluate.results import Row, amount_words
+from selfsight.evaluate.results import Row, came_to, labels_words
 
 BASELINE = "scratch"
 
@@ -18,6 +18,8 @@ class Savings:
 
     labels: float | int
     """The amount: a fraction, or a count per class."""
+    used: float | None
+    """The share of the training labels that it came to, where that was recorded."""
     seeds: int
     gain: float
     """Mean over the seeds of the pretrained network's value less that of the one from scratch, same labels."""
@@ -32,6 +34,8 @@ class Savings:
     beyond: float | int | None
     """The most labels that scratch was given, where in some seed it was worse even with these, so that `needed` is too
     low; else None."""
+    seeds_beyond: int
+    """In how many seeds it was."""
 
     @property
     def measurable(self) -> bool:
@@ -40,7 +44,7 @@ class Savings:
 
     def sentence(self) -> str:
         """Return it as a sentence: 'With 10 % of the labels pretraining gives what scratch needs 35 % (…) for.'."""
-        with_labels = f"With {_labels(self.labels)}"
+        with_labels = f"With {labels_words(self.labels, self.used)}"
         if self.margin is None:
             return f"{with_labels} one seed says little of what pretraining saves: use --seeds 3 or more."
         points = f"{100 * self.gain:+.1f} ± {100 * self.margin:.1f} points"
@@ -48,8 +52,10 @@ class Savings:
             hint = f" in {self.seeds} seeds; more would narrow it" if self.gain > 0 else ""
             return f"{with_labels} pretraining brings no measurable gain ({points}{hint})."
         if self.beyond is not None:
-            more = f"more than {self._amount(self.beyond)}"
-            return f"{with_labels} pretraining gives what scratch needs {more} for ({points})."
+            most = self._amount(self.beyond)
+            some = f"{self._amount(self.needed)} or more for, in {self.seeds_beyond} of {self.seeds} seeds over {most}"
+            more = f"more than {most} for" if self.seeds_beyond == self.seeds else some
+            return f"{with_labels} pretraining gives what scratch needs {more} ({points})."
         assert self.low is not None
         assert self.high is not None
         needed = f"{self._amount(self.needed)} ({self._amount(self.low)} to {self._amount(self.high)})"
@@ -66,12 +72,15 @@ def savings(rows: Sequence[Row]) -> list[Savings]:
     """Return what each amount of labels saves, the smallest first, from the rows of one method, protocol and metric.
 
     Rows of training from scratch are among them, with the same amounts and seeds; a higher value is better. What
-    scratch needs is read off its curve, linear between the amounts measured and never falling, seed by seed. Amounts
+    scratch needs is read off its curve, linear between the amounts measured and never falling, seed by seed, each at
+    the share of the labels that it came to. Amounts
     that were not measured in both ways are left out, so are fractions where there are counts.
     """
     kind = int if any(isinstance(row.labels, int) for row in rows) else float
     values = {(row.method == BASELINE, row.labels, row.seed): row.value for row in rows if isinstance(row.labels, kind)}
     amounts = sorted({labels for _, labels, _ in values})
+    used = {row.labels: row.used for row in rows if isinstance(row.labels, kind)}
+    place = {amount: came_to(amount, used[amount]) for amount in amounts}
     found = []
     for labels in amounts:
         seeds = [s for _, a, s in values if a == labels and {(True, a, s), (False, a, s)} <= values.keys()]
@@ -80,21 +89,25 @@ def savings(rows: Sequence[Row]) -> list[Savings]:
             continue
         gains, logs = [], []
         beyond: float | int | None = None
+        count = 0
         for seed in seeds:
             value = values[False, labels, seed]
             gains.append(value - values[True, labels, seed])
-            curve = [(math.log(a), values[True, a, seed]) for a in amounts if (True, a, seed) in values]
+            curve = [(math.log(place[a]), values[True, a, seed]) for a in amounts if (True, a, seed) in values]
             places, heights = zip(*curve, strict=True)
             rising = np.maximum.accumulate(heights)
             if value > rising[-1]:
-                beyond = max(a for a in amounts if (True, a, seed) in values)
+                count += 1
+                beyond = max(place[a] for a in amounts if (True, a, seed) in values)
             # Equal heights would make the inverse ambiguous: the least amount of that height is meant.
             heights_once, first = np.unique(rising, return_index=True)
             logs.append(float(np.interp(value, heights_once, np.array(places)[first])))
         gain, margin = _interval(gains)
         needed, spread = _interval(logs)
         low, high = (None, None) if spread is None else (math.exp(needed - spread), math.exp(needed + spread))
-        found.append(Savings(labels, len(seeds), gain, margin, math.exp(needed), low, high, beyond))
+        found.append(
+            Savings(labels, used[labels], len(seeds), gain, margin, math.exp(needed), low, high, beyond, count)
+        )
     return found
 
 
@@ -103,8 +116,3 @@ def _interval(values: Sequence[float]) -> tuple[float, float | None]:
     n = len(values)
     margin = float(stdtrit(n - 1, 0.975)) * float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else None
     return float(np.mean(values)), margin
-
-
-def _labels(amount: float | int) -> str:
-    words = amount_words(amount)
-    return f"{words} labels" if isinstance(amount, int) else f"{words} of the labels"

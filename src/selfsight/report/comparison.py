@@ -13,7 +13,7 @@ from rich.measure import Measurement
 from rich.table import Table as RichTable
 
 from selfsight.data import ImageSet
-from selfsight.evaluate.results import BASELINES, TITLES, Row, Summary, accuracy_words, amount_words, summary
+from selfsight.evaluate.results import BASELINES, TITLES, Row, Summary, accuracy_words, summary
 from selfsight.pictures import data_uri, examples
 from selfsight.report.looks import draw_looks
 from selfsight.report.page import METHODS, drawn, saved_pictures, sentence, write_page
@@ -149,8 +149,9 @@ def table_of(comparison: Comparison) -> Table:
     order = {protocol: i for i, protocol in enumerate(TITLES)}
     keys = {(s.protocol, isinstance(s.labels, int), s.labels) for s in found}
     places = [(protocol, labels) for protocol, _, labels in sorted(keys, key=lambda k: (order.get(k[0], 9), k[1:]))]
+    words = {repr(s.labels): s.amount for s in found}
     columns = [
-        Column(TITLES.get(protocol, protocol), amount_words(labels), i == 0 or places[i - 1][0] != protocol)
+        Column(TITLES.get(protocol, protocol), words[repr(labels)], i == 0 or places[i - 1][0] != protocol)
         for i, (protocol, labels) in enumerate(places)
     ]
     columns += [Column("Health" if i < 2 else "Training", name, i in (0, 2)) for i, name in enumerate(FIGURES.values())]

@@ -20,8 +20,8 @@ from selfsight.evaluate.results import (
     TITLES,
     Row,
     Summary,
-    amount_words,
     draw_curve,
+    labels_words,
     summary,
 )
 from selfsight.pictures import data_uri
@@ -171,9 +171,7 @@ def comparison_figure(rows: Sequence[Row], methods: Sequence[str]) -> Figure:
             for axes, (_, labels) in zip(line, amounts, strict=True):
                 part = {s.method: s for s in found if s.protocol == protocol and repr(s.labels) == repr(labels)}
                 _bars(axes, part, methods)
-                amount = (
-                    f"{labels} labels a class" if isinstance(labels, int) else f"{amount_words(labels)} of the labels"
-                )
+                amount = labels_words(labels, next((s.used for s in part.values()), None))
                 axes.set_title(f"{TITLES.get(protocol, protocol)}, {amount}", loc="left", fontsize=11)
         most = max(s.mean + (s.margin or 0) for s in found if s.protocol in protocols)
         panels[0, 0].set_xlim(0, 1.16 * max(most, 1e-3))  # of all panels; room for the figures beside the bars

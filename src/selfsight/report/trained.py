@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from selfsight.evaluate.results import BASELINES, METRICS, accuracy_words, amount_words, summary
+from selfsight.evaluate.results import BASELINES, METRICS, by_amount, summary
 from selfsight.pictures import data_uri
 from selfsight.report.page import METHODS, saved_pictures, write_page
 from selfsight.run import RunFolder
@@ -17,19 +17,8 @@ def write_trained(trained: Trained) -> Path:
     """Write report.html into the folder of a training on labels, and return its path: one file without links."""
     folder, metric = RunFolder(trained.out), trained.metric
     config, results = folder.config(), summary(trained.main)
-    fractions = sorted({s.labels for s in results if isinstance(s.labels, float)})
-    counts = sorted({s.labels for s in results if isinstance(s.labels, int)})
-    amounts = [amount_words(a) for a in (*fractions, *counts)]
-    cells = {(s.protocol, s.method, amount_words(s.labels)): accuracy_words(s) for s in results}
-    lines = [
-        (
-            protocol,
-            METHODS.get(method, method),
-            method in BASELINES,
-            [cells.get((protocol, method, a), "") for a in amounts],
-        )
-        for protocol, method in dict.fromkeys((s.protocol, s.method) for s in results)
-    ]
+    amounts, table = by_amount(results)
+    lines = [(protocol, METHODS.get(method, method), method in BASELINES, cells) for protocol, method, cells in table]
     where = shlex.quote(str(folder.path))
     values = {
         "title": f"{config['task'].capitalize()} of {Path(config['data']).name}",

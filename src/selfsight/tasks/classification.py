@@ -26,6 +26,7 @@ from selfsight.data import ImageSet, few_images, few_labels, in_order, open_imag
 from selfsight.data.annotations import Problem
 from selfsight.data.augment import View, whole
 from selfsight.data.images import Batch
+from selfsight.data.labels import warn_of_overlap
 from selfsight.errors import SelfsightError
 from selfsight.evaluate.features import answers
 from selfsight.evaluate.finetune import LinearHead
@@ -40,7 +41,7 @@ from selfsight.tasks.classifier import (
     fit_probes,
     write_confusion,
 )
-from selfsight.tasks.labelled import spare, warn_of_overlap
+from selfsight.tasks.labelled import spare, warn_of_unseen
 from selfsight.tasks.model import TaskModel
 
 Head = Literal["finetune", "linear", "knn"]
@@ -180,6 +181,7 @@ def open_classified(
     if len(unseen) and own and separator is None:
         name = train.classes[unseen[0]]
         raise SelfsightError(f"{images.source}: class {name!r} has no image in the train part to learn from")
+    warn_of_unseen([train.classes[k] for k in unseen.tolist()])
     if train.images.files is not None and other.images.files is not None:
         files = train.images.files, other.images.files
         warn_of_overlap([files[0][row] for row in learned], [files[1][row] for row in held])
@@ -273,7 +275,7 @@ class Classification:
         if self.many and isinstance(amount, int):
             raise SelfsightError("--per-class: not with --separator; use --labels with fractions of the images")
         if self.many:
-            return few_images(self.train, amount, seed)
+            return few_images(self.train, self.train.rows("train"), amount, seed)
         rows, labels = self.train.rows("train"), self.train.targets.argmax(1)
         return few_labels(labels, rows, amount, seed, classes=self.classes)
 
@@ -358,6 +360,10 @@ class Classification:
         if not len(rest):
             return self, rows
         sure, answer = told(self.logits(model, "train", rest)).softmax(1).max(1)
+        # Undo the smoothing: a model that has learned it to perfection is never surer than 1 - smoothing + its share.
+        # A temperature, found on true labels, has done it.
+        smoothing = self.config.label_smoothing if model.get_buffer("temperature") == 1 else 0.0
+        sure = (sure - smoothing / len(self.classes)) / (1 - smoothing)
         taken = (sure >= self.config.pseudo_labels).numpy()
         targets = self.train.targets.copy()
         targets[rest] = F.one_hot(answer, len(self.classes)).float().numpy()

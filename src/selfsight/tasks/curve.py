@@ -17,7 +17,7 @@ from selfsight.data import open_boxes, open_masks, write_problems
 from selfsight.errors import SelfsightError
 from selfsight.evaluate.curve import weights_hash
 from selfsight.evaluate.finetune import FinetuneConfig
-from selfsight.evaluate.results import Row, amount_words, append_row, plot_curve, read_rows
+from selfsight.evaluate.results import Row, append_row, labels_words, plot_curve, read_rows
 from selfsight.evaluate.savings import BASELINE, savings
 from selfsight.processes import leads, own_device, together
 from selfsight.progress import console, say
@@ -93,6 +93,10 @@ class TrainConfig:
                 raise SelfsightError(f"--labels {amount}: must be a fraction in (0, 1]")
         if self.seed < 0:
             raise SelfsightError(f"--seed {self.seed}: must be 0 or more")
+        if self.seeds is not None and self.seeds < 1:
+            raise SelfsightError(f"--seeds {self.seeds}: must be 1 or more")
+        if not 0 < self.test_share < 1:
+            raise SelfsightError(f"--test-share {self.test_share}: must be a share between 0 and 1")
 
     @property
     def curve(self) -> bool:
@@ -102,7 +106,8 @@ class TrainConfig:
     @property
     def amounts(self) -> tuple[float | int, ...]:
         """Fractions of the labels, each a float, and counts per class, each an int."""
-        return (*map(float, self.labels or (() if self.per_class else (1.0,))), *self.per_class)
+        fractions = self.labels or (() if self.per_class else (1.0,))
+        return (*dict.fromkeys(map(float, fractions)), *dict.fromkeys(self.per_class))
 
 
 @dataclass(frozen=True)
@@ -173,15 +178,13 @@ def train(
         most = max(map(repr, config.amounts), key=lambda amount: len(few[amount, config.seed]))
         runs = [(*subset, name) for subset in _subsets(config) for name in starts]
         for number, (amount, seed, name) in enumerate(runs, 1):
-            blank = Row(run, name, job.source, job.task, job.protocol, amount, seed, job.metric, 0.0, 0.0)
+            rows = few[repr(amount), seed]
+            used = len(rows) / len(job.rows("train"))
+            blank = Row(run, name, job.source, job.task, job.protocol, amount, seed, job.metric, 0.0, 0.0, used)
             keeps = name == method and repr(amount) == most and seed == config.seed
             if blank.key in done and not (keeps and not folder.method_file.exists()):
                 continue
-            rows = few[repr(amount), seed]
-            words = (
-                f"{amount_words(amount)} labels" if isinstance(amount, int) else f"{amount_words(amount)} of the labels"
-            )
-            say(f"[{number}/{len(runs)}] {name} on {words} ({len(rows)} images), seed {seed}")
+            say(f"[{number}/{len(runs)}] {name} on {labels_words(amount)} ({len(rows)} images), seed {seed}")
             start = time.monotonic()
             torch.manual_seed(seed)
             fresh, known = create(backbone.spec), starts[name]
@@ -228,7 +231,10 @@ class Training:
         assert isinstance(self.job, Classification)
         trained, validated = self.job.spare(rows, self.config.validation, self.seed)
         job, more = self.job.with_pseudo_labels(teacher, rows, trained)
-        say(f"  pseudo-labels: sure of {len(np.setdiff1d(more, rows)):,} more images")
+        sure = len(np.setdiff1d(more, rows))
+        say(f"  pseudo-labels: sure of {sure:,} more images")
+        if not sure:
+            return teacher
         return self._fit(job, more, validated, "pseudo")
 
     def _fit(self, job: Job, rows: NDArray[np.int64], validated: NDArray[np.int64], name: str) -> TaskModel:
@@ -246,6 +252,10 @@ class Training:
                 folder.load_method(model)
                 return model.to(device).eval()
             folder.path.mkdir(parents=True, exist_ok=True)
+            if self.config.cut_short(len(rows)):
+                passes = self.config.max_steps * self.config.batch_size / len(rows)
+                asked = f"not the {self.config.epochs:g} of --epochs"
+                say(f"  --max-steps {self.config.max_steps}: that is {passes:.3g} passes, {asked}")
             learn(Learner(job, model, rows, validated, self.config, folder, self.pretrained, self.seed), device)
             job.calibrate(model.to(device), validated)
             if leads():
@@ -315,6 +325,7 @@ def describe(
         "weights": weights_hash(backbone),
         "images": {part: len(job.rows(part)) for part in ("train", "test")},
         "labels": {"train": job.train.digest, "test": job.test.digest},
+        "pixels": {"train": job.train.images.digest(), "test": job.test.images.digest()},
         "model": asdict(settings),
         "training": asked,
         "learning": asdict(learning),

@@ -189,7 +189,7 @@ def _simple_pyramid(backbone: Backbone, image_size: int, width: int, finest: int
     patch = backbone.reduction
     strides = [patch // part for part in (4, 2, 1) if patch % part == 0] + _coarser(patch, image_size)
     strides = [stride for stride in strides if stride > finest / math.sqrt(2)] or strides[-1:]
-    return Levels(backbone.pyramid, -1, SimplePyramid(backbone.dim, patch, strides, width), strides, width)
+    return Levels(backbone.pyramid, -1, SimplePyramid(backbone.map_dim, patch, strides, width), strides, width)
 
 
 def _coarser(stride: int, image_size: int) -> list[int]:

@@ -200,8 +200,7 @@ class Dense(ABC, Generic[T]):
         """Return the training rows whose labels may be used; SelfsightError for a count a class."""
         if isinstance(amount, int):
             raise SelfsightError("--per-class: for classification only; use --labels with fractions of the images")
-        rows = few_images(self.train.data, amount, seed)
-        return rows[self.train.place[rows] >= 0]
+        return few_images(self.train.data, self.train.rows("train"), amount, seed)
 
     def spare(self, rows: NDArray[np.int64], share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the rows to train on, and about this share of `rows` to validate on, or none if these are few."""
@@ -361,12 +360,13 @@ class Segmentation(Dense[MaskSet]):
                 yield placement.maps_back(answer.float()).argmax(0).cpu()
 
     def scores(self, model: TaskModel, part: str, rows: NDArray[np.int64]) -> Scores:
-        """Return miou, dice and pixel accuracy, and Dice of each class as dice:NAME."""
+        """Return miou, dice and pixel accuracy, and of each class iou:NAME and dice:NAME."""
         labelled = self.part(part)
         number = self.number(labelled)
         truth = (torch.from_numpy(number[labelled.data.load_mask(row)]) for row in rows)
         measured = segmentation_scores(self.found(model, labelled, rows), truth, self.classes)
-        each = {f"dice:{name}": value for name, value in measured["dice_per_class"].items()}
+        each = {f"iou:{name}": value for name, value in measured["iou_per_class"].items()}
+        each |= {f"dice:{name}": value for name, value in measured["dice_per_class"].items()}
         return {"miou": measured["miou"], "dice": measured["dice"], "accuracy": measured["accuracy"], **each}
 
 

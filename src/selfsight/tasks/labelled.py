@@ -14,6 +14,7 @@ from torch import Tensor
 
 from selfsight.data import BoxSet, ImageSet, MaskSet, open_images
 from selfsight.data.annotations import Annotated, Problem
+from selfsight.data.labels import warn_of_overlap
 from selfsight.errors import SelfsightError
 from selfsight.progress import say
 
@@ -69,7 +70,8 @@ def open_labelled(
     Without `test` the set's own split counts, or else a seeded `test_share` of its images is held out. With it, only
     the train part of a set that has parts is learned from.
 
-    Raises SelfsightError where either has no image left, or where the test has a class that training has not.
+    A class that only test images show is said. Raises SelfsightError where either part has no labelled image left, or
+    where the classes of `test` are not those of training.
     """
     data = opener(path, strict=strict)
     if test is not None:
@@ -88,20 +90,24 @@ def open_labelled(
         alike = cache | {"stretch": train.images.stretch}
         other = _decoded(tested, data.classes, image_size, channels, strict, alike)
     parts = ("train", train), ("test", other)
+    shown = []
     for part, found in parts:
         present = found.data.present
-        if not any(len(present[row]) for row in found.rows(part)):
+        here = [present[row] for row in found.rows(part)]
+        if not any(map(len, here)):
             raise SelfsightError(f"{found.data.source}: no labelled image in the {part} part")
+        shown.append(found.classes[np.concatenate(here)])
     learned, held = ([found.data.files[row] for row in found.rows(part)] for part, found in parts)
     warn_of_overlap(learned, held)
+    warn_of_unseen([data.classes[k] for k in np.setdiff1d(shown[1], shown[0])])
     return train, other
 
 
-def warn_of_overlap(train: Sequence[str], test: Sequence[str]) -> None:
-    """Say it where files to be tested on are learned from as well: the scores flatter then."""
-    both = set(train) & set(test)
-    if both:
-        say(f"{len(both)} of the {len(test)} test images are learned from too, as {min(both)}: the scores flatter")
+def warn_of_unseen(names: Sequence[str]) -> None:
+    """Say which classes are tested though no training image shows them."""
+    if names:
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        say(f"no training image shows the class {names[0]!r}{more}, which test images show: it will not be found")
 
 
 def _decoded(data: T, classes: Any, image_size: int, channels: int, strict: bool, cache: dict[str, Any]) -> Labelled[T]:

@@ -88,6 +88,10 @@ class LearnConfig:
         if not 0 <= self.validation < 1:
             raise SelfsightError(f"--validation {self.validation}: must be a share below 1")
 
+    def cut_short(self, images: int) -> bool:
+        """Return whether `max_steps` ends the training before the last of the passes over this many images."""
+        return self.minutes is None and self.epochs * images / self.batch_size >= self.max_steps + 1
+
     def steps(self, images: int) -> int:
         """Return the number of steps for this many labelled images."""
         return int(min(max(self.epochs * images / self.batch_size, self.min_steps), self.max_steps))

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from selfsight.backbones import Backbone, create, spec_from_json
-from selfsight.data import ImageSet, in_order, open_images
+from selfsight.data import ImageSet, in_order, open_images, write_skipped
 from selfsight.data.augment import whole as squares
 from selfsight.data.decode import BadImageError, Stretch, read_size
 from selfsight.errors import SelfsightError
@@ -153,6 +153,7 @@ def predict(path: str | Path, data: str, config: PredictConfig) -> dict[str, Any
         kept = writer.add(images.names[row], answer, size)
         if config.overlays:
             _save(writer.overlay(_shown(images, row), kept, size), config.out / "overlays" / _png(images.names[row]))
+    write_skipped(config.out / "skipped.csv", images.skipped)
     written = {"images": len(images), "skipped": len(images.skipped), "out": str(config.out)}
     return written | writer.finish()
 
