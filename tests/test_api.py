@@ -98,4 +98,7 @@ def test_labels_that_a_training_saw_are_not_tested_on(digits: Digits, tmp_path: 
         other = selfsight.TrainConfig(test=str(tmp_path / "plain.npz"))
         with pytest.raises(selfsight.SelfsightError, match="supcon has seen all labels"):
             run.train(str(tmp_path / "split.npz"), config=other)
-        assert run.evaluate(str(tmp_path / "split.npz"), config), "other data may be measured"
+        with pytest.raises(selfsight.SelfsightError, match="supcon has seen all labels"):
+            run.evaluate(str(tmp_path / "split.npz"), config)  # of the same images, whose test part it saw too
+        np.savez(tmp_path / "other.npz", images=digits[0][200:400], labels=digits[1][200:400], split=split)
+        assert run.evaluate(str(tmp_path / "other.npz"), config), "other data may be measured"

@@ -28,6 +28,7 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
         ("wide_resnet28_2", 32),
         ("poolformer_s12", 64),
         ("swin_tiny_patch4_window7_224", 64),
+        ("mobilenetv3_small_050", 64),
     ],
 )
 def test_features_and_maps_have_the_models_width(name: str, size: int) -> None:
@@ -36,8 +37,24 @@ def test_features_and_maps_have_the_models_width(name: str, size: int) -> None:
     with torch.no_grad():
         assert backbone(x).shape == (2, backbone.dim)
         maps = backbone.maps(x)
-    assert maps.shape[:2] == (2, backbone.dim)
+    assert maps.shape[:2] == (2, backbone.map_dim)
     assert maps.shape[2] == maps.shape[3]
+    assert (backbone.dim == backbone.map_dim) == (name != "mobilenetv3_small_050"), "it widens the pooled map"
+
+
+@pytest.mark.parametrize("name", ["test_convnext", "test_resnet", "test_vit", "mobilenetv3_small_050"])
+def test_where_only_maps_are_trained_every_trained_weight_has_a_gradient(name: str) -> None:
+    """Several processes wait for the gradients of all."""
+    backbone = backbones.create(backbones.plan(name, 64, 3, MEAN, STD))
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    backbone.train_maps_only()
+    assert backbone.training
+    assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
+    backbone.maps(torch.rand(4, 3, 64, 64)).square().mean().backward()
+    for key, weight in backbone.named_parameters():
+        assert weight.requires_grad == (weight.grad is not None), key
+    trained = sum(weight.numel() for weight in backbone.parameters() if weight.requires_grad)
+    assert trained > 0.4 * sum(weight.numel() for weight in backbone.parameters())
 
 
 @pytest.mark.parametrize(("name", "millions"), [("wide_resnet28_2", 1.47), ("wide_resnet28_10", 36.5)])

@@ -89,7 +89,12 @@ def test_the_main_path(
     chosen = tmp_path / "next.csv"
     assert selfsight(monkeypatch, "select", run, few, "-n", 7, "--strategy", "both", "--out", chosen, "--json") == 0
     assert len(set(json.loads(capsys.readouterr().out)["images"])) == 7
-    assert chosen.read_text().splitlines()[0] == "path,label"
+    written = chosen.read_text().splitlines()
+    assert written[0] == "path,label"
+    chosen.write_text("\n".join([*written[:-1], written[-1] + "7"]))
+    assert selfsight(monkeypatch, "select", run, few, "-n", 7, "--out", chosen) == 1
+    assert "holds labels, which would be lost" in " ".join(capsys.readouterr().err.split())
+    assert chosen.read_text().endswith(",7")
     assert selfsight(monkeypatch, "select", run, folder, "-n", 3) == 1
     assert "--ignore-labels" in capsys.readouterr().err
     assert selfsight(monkeypatch, "select", run, folder, "-n", 3, "--ignore-labels", "--json") == 0

@@ -132,6 +132,17 @@ def test_other_settings_or_data_are_refused(compared: tuple[Path, Comparison], d
         run(digits_file, compared[0], "rotation")
 
 
+def test_methods_are_never_compared_on_other_images_of_one_name(data: Path, tmp_path: Path) -> None:
+    again = tmp_path / "images.npz"
+    again.write_bytes(data.read_bytes())
+    run(again, tmp_path / "out", "rotation")
+    with np.load(again) as file:
+        parts = dict(file)
+    np.savez(again, **parts | {"images": 255 - parts["images"]})
+    with pytest.raises(SelfsightError, match="was trained on other images of"):
+        run(again, tmp_path / "out", "rotation", "simclr")
+
+
 def test_an_interrupted_comparison_goes_on_where_it_was(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -79,11 +79,17 @@ def test_a_file_that_is_damaged_meanwhile_is_listed(
         ({"batch_size": 0}, "--batch-size 0"),
         ({"backbone": "resnet1000"}, "--backbone resnet1000"),
         ({"pretrained": "/no/such.safetensors"}, "no such file"),
+        ({"optimizer": "lars"}, "--optimizer lars: give its --lr too; 0.008 is muon's"),
     ],
 )
 def test_wrong_settings_are_named(digits: Digits, tmp_path: Path, changes: dict[str, object], words: str) -> None:
     with pytest.raises(SelfsightError, match=words):
         train(digits[0][:64], tmp_path / "run", **changes)
+
+
+def test_a_single_image_is_too_few(digits: Digits, tmp_path: Path) -> None:
+    with pytest.raises(SelfsightError, match="1 image to train on"):
+        train(digits[0][:1], tmp_path / "run")
 
 
 def test_a_run_whose_network_takes_one_size_only_is_named(digits: Digits, tmp_path: Path) -> None:
@@ -100,6 +106,24 @@ def test_settings_of_the_method_are_kept_in_the_config(digits: Digits, tmp_path:
     assert run is not None
     assert run.config()["method_config"]["temperature"] == 0.7
     assert run.config()["method_config"]["crop_min"] == 0.2, "what was chosen is kept as well"
+
+
+def test_a_run_does_not_go_on_with_another_split(
+    digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or what it has seen would be tested on."""
+    split = np.where(np.arange(80) < 64, "train", "test")
+    np.savez(tmp_path / "x.npz", images=digits[0][:80], split=split)
+    data = str(tmp_path / "x.npz")
+    with monkeypatch.context() as patch:
+        patch.setattr(SimCLR, "after_step", lambda *_: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(StoppedError):
+            train(data, tmp_path / "run", epochs=4, batch_size=16)
+    np.savez(tmp_path / "x.npz", images=digits[0][:80], split=split[::-1])
+    with pytest.raises(SelfsightError, match="other images to train on and to test on"):
+        pretrain(data, "simclr", Pretrain(out=tmp_path / "run", resume=True))
+    np.savez(tmp_path / "x.npz", images=digits[0][:80], split=split)
+    assert pretrain(data, "simclr", Pretrain(out=tmp_path / "run", resume=True))
 
 
 def test_two_trainings_never_share_a_folder(digits: Digits, tmp_path: Path) -> None:

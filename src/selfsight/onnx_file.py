@@ -35,7 +35,7 @@ def write_onnx(
         import onnxruntime
         import onnxscript  # noqa: F401  torch.onnx needs it
     except ModuleNotFoundError as error:
-        raise SelfsightError(f"--format onnx needs {error.name}: pip install 'selfsight[onnx]'") from error
+        raise SelfsightError(f"--format onnx needs {error.name}: pip install -e '.[onnx]'") from error
     result = 0.0
 
     def write(path: Path) -> None:

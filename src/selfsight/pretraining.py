@@ -47,6 +47,11 @@ def pretrain(data: Any, method: str, config: Pretrain, method_config: Method.Con
     if resumed is None:
         module = begin(cls, settings, images, facts, run, config)
     else:
+        if resumed.get("parts_digest", images.parts_digest()) != images.parts_digest():
+            raise SelfsightError(
+                f"--resume {run.path}: was begun with other images to train on and to test on; "
+                "put them back as they were, or choose another --out"
+            )
         if resumed.get("data_digest") not in (None, images.digest()):
             raise SelfsightError(
                 f"--resume {run.path}: was begun with other images ({resumed['images']:,}, now {facts.images:,}); "
@@ -144,6 +149,7 @@ def _write(module: Trainee, method: str, settings: Method.Config, facts: Facts, 
             "method": method,
             "data": images.source,
             "data_digest": images.digest(),
+            "parts_digest": images.parts_digest(),
             "images": facts.images,
             "skipped": len(images.skipped),
             "backbone": backbones.spec_to_json(spec),

@@ -59,6 +59,14 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[obje
     replace_file(path, write)
 
 
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV with a header, nothing where there is no file; a value that a row has not is ''."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file, restval=""))
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The paths of a run, and how its files are read and written."""
@@ -192,10 +200,7 @@ class RunFolder:
 
     def metrics(self) -> list[dict[str, str]]:
         """Read metrics.csv; a value that a row has not is ''."""
-        if not self.metrics_file.exists():
-            return []
-        with self.metrics_file.open(newline="") as f:
-            return list(csv.DictReader(f))
+        return read_table(self.metrics_file)
 
     def forget_metrics_after(self, step: int) -> None:
         """Drop the rows after this step: a resumed run writes them again."""

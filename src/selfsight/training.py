@@ -137,6 +137,8 @@ def begin(
 
     With the backbone that the config asks for; or, of a run that is to go on from its checkpoint, with that of `spec`.
     """
+    if facts.images < 2:
+        raise SelfsightError(f"{images.source}: {facts.images} image to train on; two are the least, thousands better")
     processes = config.devices * config.nodes
     batch_size = config.batch_size or min(cls.batch_size, max(16, 2 ** int(math.log2(max(facts.images // 8, 1)))))
     batch_size = min(batch_size, facts.images) // processes * processes
@@ -150,6 +152,10 @@ def begin(
 
 def _recipe(own: optim.Optim, config: Pretrain) -> optim.Optim:
     """Return the method's optimizer with what the user set instead."""
+    if config.optimizer not in (None, own.name):
+        if config.lr is None:
+            raise SelfsightError(f"--optimizer {config.optimizer}: give its --lr too; {own.lr:g} is {own.name}'s")
+        own = replace(own, momentum=optim.Optim("adamw", lr=own.lr).momentum)  # the usual one, not the other's
     return replace(
         own,
         name=config.optimizer or own.name,
@@ -170,16 +176,24 @@ def new_backbone(cls: type[Method], config: Pretrain, images: ImageSet, size: in
         name = "vit_small_patch16_224" if torch.cuda.is_available() else "vit_tiny_patch16_224"
     elif name == "auto":
         name = "resnet10t" if not torch.cuda.is_available() else "resnet18" if size <= backbones.SMALL else "resnet50"
-    if config.pretrained == "timm" and images.channels == 3:
-        mean, std = backbones.IMAGENET_MEAN, backbones.IMAGENET_STD
-    else:
-        sample = images.images[np.linspace(0, len(images) - 1, min(len(images), 1000)).astype(np.int64)] / 255.0
-        mean = tuple(sample.mean((0, 2, 3)).round(4).tolist())
-        std = tuple(np.maximum(sample.std((0, 2, 3)), 0.01).round(4).tolist())
+    imagenet = config.pretrained == "timm" and images.channels == 3
+    mean, std = (backbones.IMAGENET_MEAN, backbones.IMAGENET_STD) if imagenet else colours(images)
     loaded, by_mean = config.pretrained is not None, cls.mean_tokens and backbones.is_vit(name)
     spec = backbones.plan(name, size, images.channels, mean, std, pretrained=loaded, mean_tokens=by_mean)
     source = config.pretrained
     return backbones.check(backbones.load_pretrained(spec, source) if source else backbones.create(spec))
+
+
+def colours(images: ImageSet) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and deviation, 0.01 at least, of each channel in [0, 1], of up to 1,000 images spread over all."""
+    rows = np.linspace(0, len(images) - 1, min(len(images), 1000)).astype(np.int64)
+    moments = np.zeros((2, images.channels))
+    for row in rows:  # one at a time: as floats all would take gigabytes
+        pixels = images.images[np.array([row])] / 255.0
+        moments += pixels.mean((0, 2, 3)), np.square(pixels).mean((0, 2, 3))
+    mean, square = moments / len(rows)
+    std = np.sqrt(np.maximum(square - mean**2, 0.01**2))
+    return tuple(mean.round(4).tolist()), tuple(std.round(4).tolist())
 
 
 def _backbone_of_run(config: Pretrain, images: ImageSet, size: int) -> Backbone:

@@ -222,6 +222,52 @@ def test_says_what_it_is(name: str) -> None:
     assert config == config.fit_to(Facts(10**6, 224, 3)), "a filled-in config stays as it is"
 
 
+@pytest.mark.parametrize(
+    ("name", "backbone", "layers", "standardized"),
+    [
+        ("moco_v3", "test_resnet", 2, (True, False)),
+        ("moco_v3", "test_vit", 3, (True, True)),
+        ("nnclr", "test_resnet", 3, (True, False)),
+        ("simsiam", "test_resnet", 3, (True, False)),
+    ],
+)
+def test_projector_and_predictor_end_as_the_paper_says(
+    name: str, backbone: str, layers: int, standardized: tuple[bool, bool]
+) -> None:
+    """MoCo v3 (section 5.1), NNCLR (4.1), SimSiam (appendix A): how many layers, and whether BatchNorm is the last."""
+    method: Any = a_method(name, backbone, small=True)
+    assert sum(isinstance(module, torch.nn.Linear) for module in method.head.modules()) == layers
+    with torch.no_grad():
+        z = method.head(torch.randn(64, method.backbone.dim) * 3 + 1)
+        answers = (z, method.predictor(z))
+    found = [float(y.mean(0).abs().max() + (y.std(0, correction=0) - 1).abs().max()) for y in answers]
+    assert tuple(distance < 0.01 for distance in found) == standardized
+
+
+@pytest.mark.parametrize(("name", "share"), [("mae", 1.0), ("mae", 0.0), ("data2vec", 75.0), ("simmim", 0.001)])
+def test_a_mask_that_hides_all_or_nothing_is_named(name: str, share: float) -> None:
+    spec = backbones.plan("test_vit", SIZE, 3, (0.5,) * 3, (0.25,) * 3, mean_tokens=True)
+    cls: Any = methods.get(name)
+    with pytest.raises(SelfsightError, match=f"--mask {share:g}: hides"):
+        cls(backbones.create(spec), cls.Config(mask=share).fit_to(Facts(16, SIZE, 3)))
+
+
+@pytest.mark.parametrize("name", ["byol", "dino", "ressl"])
+def test_views_are_drawn_as_told(name: str) -> None:
+    cls: Any = methods.get(name)
+    spec = backbones.plan("test_resnet", SIZE, 3, (0.5,) * 3, (0.25,) * 3)
+    config = cls.Config(hflip=0.1, vflip=0.5, blur=0.3, solarize=0.4, strength=0.0)
+    method = cls(backbones.create(spec), config.fit_to(Facts(16, SIZE, 3)))
+    first, second = method.views
+    assert (first.hflip, first.vflip, first.blur, first.solarize) == (0.1, 0.5, 0.3, 0.0)
+    assert second == dataclasses.replace(first, blur=second.blur, solarize=0.4)
+    assert second.blur == pytest.approx(0.03)
+    other = method.local if name == "dino" else method.gentle if name == "ressl" else first
+    assert (other.hflip, other.vflip) == (0.1, 0.5)
+    plain = cls(backbones.create(spec), cls.Config().fit_to(Facts(16, SIZE, 3))).views
+    assert (plain[0].blur, plain[1].blur, plain[1].solarize) == (SIZE >= 64, 0.1 * (SIZE >= 64), 0.2)
+
+
 def test_an_unknown_method_is_named_with_those_that_exist() -> None:
     with pytest.raises(SelfsightError, match=r"simsiamese: no such method; there are .*simclr"):
         methods.get("simsiamese")

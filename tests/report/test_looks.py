@@ -1,5 +1,7 @@
 """What a backbone looks at: attention and components are what timm's and numpy's own computations give."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -64,6 +66,11 @@ def test_attention_to_patches_is_from_the_class_token_or_the_mean_of_all(photo: 
             side = 48 // (backbone.spec.patch_size or 16)
             assert maps.shape == (4, 2, side, side)
             assert torch.equal(maps[1, 0, 1, 2], rows[1, 0, prefix + side + 2]), "row by row, without the class token"
+        backbone = backbones.create(replace(a_backbone("test_vit").spec, mean_tokens=True)).eval()
+        weights, maps = attention_weights(backbone, x), attention(backbone, x)
+        assert weights is not None
+        assert maps is not None
+        assert torch.allclose(maps[1, 0, 0, 0], weights[1, 0, 1:, 1].mean()), "nothing trained its class token"
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet"])

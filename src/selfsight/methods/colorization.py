@@ -64,15 +64,15 @@ class Colorization(Method):
 
     def __init__(self, backbone: Backbone, config: Config) -> None:
         super().__init__(backbone, config)
+        backbone.train_maps_only()
         size = backbone.spec.image_size
-        config = config.fit_to(Facts(0, size, backbone.spec.channels))
+        self.config = config = config.fit_to(Facts(0, size, backbone.spec.channels))
         assert config.crop_min is not None
-        self.config = config
         self.view = View(size, scale=(config.crop_min, 1.0), hflip=config.hflip)  # colour jitter would change the task
         self.bins = AbBins()
         colours = len(self.bins.centres)
         # The paper's output has a quarter of the image's side; the nearest that doubling the map comes to.
-        self.decoder = map_decoder(backbone.dim, colours, max(0, round(math.log2(backbone.reduction / 4))))
+        self.decoder = map_decoder(backbone.map_dim, colours, max(0, round(math.log2(backbone.reduction / 4))))
         self.register_buffer("prior", torch.full((colours,), 1 / colours))
         self.register_buffer("batches", torch.zeros(()))
 

@@ -14,7 +14,18 @@ from torch import Tensor, nn
 from selfsight.backbones import Backbone
 from selfsight.data.augment import View, whole
 from selfsight.data.images import Batch
-from selfsight.masking import MaskedDecoder, blocks, embed, encode, grid_of, take, the_vit, where, without
+from selfsight.masking import (
+    MaskedDecoder,
+    blocks,
+    embed,
+    encode,
+    grid_of,
+    require_share,
+    take,
+    the_vit,
+    where,
+    without,
+)
 from selfsight.methods.method import Facts, Method
 from selfsight.nn import Teacher, exact
 from selfsight.optim import Optim
@@ -60,6 +71,7 @@ class Data2Vec(Method):
     def __init__(self, backbone: Backbone, config: Config) -> None:
         super().__init__(backbone, config)
         self.config, self.grid = config, grid_of(backbone)
+        require_share(config.mask, self.grid**2)
         self.view = View(backbone.spec.image_size, (config.crop_min, 1.0), hflip=config.hflip)
         self.decoder = MaskedDecoder(backbone.dim, config.width or 192, config.depth, self.grid, backbone.dim)
         self.teacher = Teacher(backbone)

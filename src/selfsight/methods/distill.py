@@ -91,6 +91,8 @@ def known(teacher: str | None, student: Backbone) -> Backbone:
     """
     if teacher is None:
         raise SelfsightError("--teacher: name a timm model or the folder of a run")
+    if Path(teacher).is_file():
+        raise SelfsightError(f"--teacher {teacher}: is a file; make a run of it: selfsight convert {teacher}")
     spec = student.spec
     if not Path(teacher).is_dir():
         mean, std = (backbones.IMAGENET_MEAN, backbones.IMAGENET_STD) if spec.channels == 3 else (spec.mean, spec.std)

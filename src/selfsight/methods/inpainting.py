@@ -60,12 +60,13 @@ class Inpainting(Method):
 
     def __init__(self, backbone: Backbone, config: Config) -> None:
         super().__init__(backbone, config)
+        backbone.train_maps_only()
         size, channels = backbone.spec.image_size, backbone.spec.channels
         self.config = config.fit_to(Facts(0, size, channels))
         self.view = View(size, scale=(config.crop_min, 1.0), hflip=config.hflip)
         # Up to at least half the view: the last doubling would cost more than the others together, for smooth answers.
         doublings = max(0, math.ceil(math.log2(backbone.reduction)) - 1)
-        self.decoder = map_decoder(backbone.dim, channels, doublings)
+        self.decoder = map_decoder(backbone.map_dim, channels, doublings)
         # Not in the paper: the last map is too coarse to tell the colours right beside what is seen, where a smooth
         # fill is hard to beat. No gradient of it reaches the backbone: that must still tell all of the hidden part.
         self.blend = Blend()

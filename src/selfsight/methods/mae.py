@@ -12,7 +12,18 @@ from torch import Tensor
 from selfsight.backbones import Backbone
 from selfsight.data.augment import View, whole
 from selfsight.data.images import Batch
-from selfsight.masking import MaskedDecoder, encode, grid_of, patchify, scattered, the_vit, unpatchify, where, without
+from selfsight.masking import (
+    MaskedDecoder,
+    encode,
+    grid_of,
+    patchify,
+    require_share,
+    scattered,
+    the_vit,
+    unpatchify,
+    where,
+    without,
+)
 from selfsight.methods.method import Facts, Method
 from selfsight.nn import exact
 from selfsight.optim import Optim
@@ -49,6 +60,7 @@ class MAE(Method):
     def __init__(self, backbone: Backbone, config: Config) -> None:
         super().__init__(backbone, config)
         self.grid, self.mask = grid_of(backbone), config.mask
+        require_share(self.mask, self.grid**2)
         size, channels = backbone.spec.image_size, backbone.spec.channels
         self.view = View(size, (config.crop_min, 1.0), hflip=config.hflip)
         pixels = channels * (size // self.grid) ** 2

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from selfsight.backbones import Backbone
 from selfsight.data.images import Batch
@@ -35,11 +35,15 @@ class MoCoV3(Taught):
         """Length of the projected vectors."""
 
     def __init__(self, backbone: Backbone, config: Config) -> None:
-        super().__init__(backbone, config, mlp(backbone.dim, config.hidden, config.projection))
+        vit, dim = bool(backbone.spec.patch_size), config.projection
+        hidden = [config.hidden] * (2 if vit else 1)  # a ViT's projector has three layers (section 5.1)
+        head = nn.Sequential(mlp(backbone.dim, *hidden, dim), nn.BatchNorm1d(dim, affine=False))
+        super().__init__(backbone, config, head)
         self.temperature = config.temperature
-        self.predictor = mlp(config.projection, config.hidden, config.projection)
-        # A ViT's random projection of patches is as good as a learned one, and training is steadier (section 4).
-        if backbone.spec.patch_size:
+        self.predictor = mlp(dim, config.hidden, dim)
+        if vit:
+            self.predictor.append(nn.BatchNorm1d(dim, affine=False))
+            # A random projection of patches is as good as a learned one, and training is steadier (section 4).
             backbone.model.patch_embed.requires_grad_(False)
 
     def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from selfsight.backbones import Backbone
 from selfsight.data.images import Batch
@@ -49,7 +49,8 @@ class NNCLR(TwoViews):
     def __init__(self, backbone: Backbone, config: Config) -> None:
         super().__init__(backbone, config)
         self.temperature = config.temperature
-        self.head = mlp(backbone.dim, config.hidden, config.hidden, config.projection)
+        projector = mlp(backbone.dim, config.hidden, config.hidden, config.projection)
+        self.head = nn.Sequential(projector, nn.BatchNorm1d(config.projection))
         self.predictor = mlp(config.projection, config.bottleneck, config.projection)
         self.queue = Queue(config.queue or 98_304, config.projection)
 

@@ -48,7 +48,7 @@ class ReSSL(Taught):
         super().__init__(backbone, config, mlp(backbone.dim, config.hidden, config.projection))
         self.config = config
         self.queue = Queue(config.queue or 4096, config.projection)
-        self.gentle = View(self.views[0].size, (0.2, 1.0), hflip=config.hflip)  # a crop and a flip, no colours
+        self.gentle = View(self.views[0].size, (0.2, 1.0), hflip=config.hflip, vflip=config.vflip)  # no colours
 
     def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """Return the cross entropy of the student's relations to the teacher's (equation 6), and their entropy."""

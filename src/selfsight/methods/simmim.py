@@ -13,7 +13,7 @@ from selfsight.backbones import Backbone
 from selfsight.data.augment import View, whole
 from selfsight.data.images import Batch
 from selfsight.errors import SelfsightError
-from selfsight.masking import encode, grid_of, patchify, scattered, the_vit, unpatchify, without
+from selfsight.masking import encode, grid_of, patchify, require_share, scattered, the_vit, unpatchify, without
 from selfsight.methods.method import Method
 from selfsight.nn import exact
 from selfsight.optim import Optim
@@ -47,6 +47,7 @@ class SimMIM(Method):
         self.block = config.block or (2 if self.grid >= 12 and self.grid % 2 == 0 else 1)
         if self.grid % self.block:
             raise SelfsightError(f"--block {self.block}: {self.grid} patches in a row are no whole number of blocks")
+        require_share(config.mask, (self.grid // self.block) ** 2)
         size, channels = backbone.spec.image_size, backbone.spec.channels
         self.view = View(size, (config.crop_min, 1.0), hflip=config.hflip)
         self.token = nn.Parameter(torch.randn(backbone.dim) * 0.02)

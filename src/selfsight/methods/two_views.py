@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from selfsight.backbones import Backbone, check
-from selfsight.data.augment import asymmetric_pair, whole
+from selfsight.data.augment import jittered, whole
 from selfsight.data.images import Batch
 from selfsight.methods.method import Facts, Method
 from selfsight.nn import Teacher
@@ -32,15 +32,27 @@ class TwoViews(Method):
         """Smallest crop as a share of the image; by default 0.08, and 0.2 for images below 64 pixels."""
         hflip: float = 0.5
         """Probability of a left-right flip; 0 where left and right mean something, as in text."""
+        vflip: float = 0.0
+        """Probability of a top-bottom flip; 0.5 for images without an up, as satellite or microscope images."""
         strength: float | None = None
         """Strength of the colour jitter, 0 to 5; by default 1."""
+        blur: float | None = None
+        """Probability that the first view is blurred; the second a tenth as often, small ones half as often. By default
+        1, and 0 for images below 64 pixels."""
+        solarize: float = 0.2
+        """Probability that the second view's bright values are inverted."""
         equalize: float = 0.0
         """Probability that a view's values are spread evenly over their range, as with solo-learn's equalization."""
 
         def fit_to(self, facts: Facts) -> Self:
             """Fill in what depends on the size of the images."""
-            smallest = self.crop_min or (0.2 if facts.image_size < 64 else 0.08)
-            return replace(self, crop_min=smallest, strength=1.0 if self.strength is None else self.strength)
+            small = facts.image_size < 64
+            return replace(
+                self,
+                crop_min=self.crop_min or (0.2 if small else 0.08),
+                strength=1.0 if self.strength is None else self.strength,
+                blur=float(not small) if self.blur is None else self.blur,
+            )
 
     def __init__(self, backbone: Backbone, config: Config) -> None:
         super().__init__(backbone, config)
@@ -48,8 +60,10 @@ class TwoViews(Method):
         config = config.fit_to(Facts(0, spec.image_size, spec.channels))
         assert config.crop_min
         assert config.strength is not None
-        pair = asymmetric_pair(spec.image_size, spec.channels, config.crop_min, config.hflip, config.strength)
-        self.views = replace(pair[0], equalize=config.equalize), replace(pair[1], equalize=config.equalize)
+        assert config.blur is not None
+        first = jittered(spec.image_size, spec.channels, config.crop_min, config.strength)
+        first = replace(first, hflip=config.hflip, vflip=config.vflip, blur=config.blur, equalize=config.equalize)
+        self.views = first, replace(first, blur=0.1 * config.blur, solarize=config.solarize)
 
     def draw(self, batch: Batch) -> Tensor:
         """Return the views of a batch (2B, C, S, S): the first of all images, then the second."""

@@ -63,7 +63,8 @@ def attention(backbone: Backbone, x: Tensor) -> Tensor | None:
     side = round((weights.shape[-1] - prefix) ** 0.5) if weights is not None else 0
     if weights is None or prefix + side * side != weights.shape[-1]:
         return None
-    token = prefix > 0 and getattr(backbone.model, "global_pool", "") == "token"
+    by_token = getattr(backbone.model, "global_pool", "") == "token" and not backbone.spec.mean_tokens
+    token = prefix > 0 and by_token
     rows = weights[:, :, 0] if token else weights[:, :, prefix:].mean(2)  # (B, heads, prefix + h·w)
     return rows[:, :, prefix:].reshape(*rows.shape[:2], side, side)
 

@@ -1,6 +1,5 @@
 """The report: everything that a person wants to see of a run, in one file that needs nothing else."""
 
-import csv
 import json
 import math
 import shlex
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from selfsight import methods
 from selfsight.backbones import Backbone
 from selfsight.data import ImageSet
 from selfsight.errors import SelfsightError
@@ -25,8 +25,8 @@ from selfsight.evaluate.results import (
     BASELINES,
     Row,
     Summary,
-    accuracy_words,
-    amount_words,
+    by_amount,
+    labels_words,
     read_rows,
     summary,
 )
@@ -34,7 +34,7 @@ from selfsight.pictures import data_uri, examples, grid, read_pictures
 from selfsight.report.looks import draw_looks
 from selfsight.report.plots import Plot, efficiency_plots, series, training_plots
 from selfsight.report.similar import HEIGHT, THUMBNAIL, WIDTH, draw_map, nearest, share_alike
-from selfsight.run import RunFolder, replace_file
+from selfsight.run import RunFolder, read_table, replace_file
 
 MOST_IMAGES = 5000
 """Images that are embedded for the map and the neighbours."""
@@ -106,10 +106,11 @@ def write_report(run: RunFolder, images: ImageSet, device: torch.device) -> Path
         "looks": drawn(draw_looks(backbone, images, examples(images))),
         "efficiency": _efficiency(read_rows(run.results_file)),
         "map": draw_map(images, rows, features),
+        "untold": config["method"] in methods.names() and not methods.get(config["method"]).supervised,
         "embedded": len(rows),
         "neighbours": neighbours,
         "alike": share_alike(neighbours),
-        "skipped": _skipped(run.skipped_file),
+        "skipped": read_table(run.skipped_file),
         "commands": _commands(run, images),
         "duration": duration,
         "methods": METHODS,
@@ -217,14 +218,8 @@ def _efficiency(rows: Sequence[Row]) -> list[Efficiency]:
     found = []
     for data, part in sets.items():
         results = summary(part)
-        fractions = {s.labels for s in results if isinstance(s.labels, float)}
-        counts = {s.labels for s in results if isinstance(s.labels, int)}
-        amounts = [amount_words(a) for a in (*sorted(fractions), *sorted(counts))]
-        cells = {(s.protocol, s.method, amount_words(s.labels)): accuracy_words(s) for s in results}
-        lines = [
-            (protocol, method, method in BASELINES, [cells.get((protocol, method, a), "") for a in amounts])
-            for protocol, method in dict.fromkeys((s.protocol, s.method) for s in results)
-        ]
+        amounts, table = by_amount(results)
+        lines = [(protocol, method, method in BASELINES, cells) for protocol, method, cells in table]
         found.append(Efficiency(data, sentence(results), efficiency_plots(part), amounts, lines))
     return found
 
@@ -238,8 +233,7 @@ def sentence(results: Sequence[Summary]) -> str:
     own = part[0]  # the fewest labels come first
     alike = (protocol, repr(own.labels))  # by repr: all of them, 1.0, is not one a class, 1
     others = [s for s in results if (s.protocol, repr(s.labels)) == alike and s.method in BASELINES]
-    label_word = amount_words(own.labels).replace(" per class", "")
-    amount = f"{label_word} labels a class" if isinstance(own.labels, int) else f"{label_word} of the labels"
+    amount = labels_words(own.labels, own.used)
     words = f"With {amount}, {PROTOCOLS[protocol]} on this backbone is right for {own.mean:.1%} of the test images"
     if not others:
         return words + "; no baseline was measured beside it."
@@ -267,13 +261,6 @@ def saved_pictures(folder: Path) -> list[tuple[str, str]]:
 def drawn(pictures: dict[str, Tensor]) -> list[tuple[str, str]]:
     """Return the data URI and caption of each picture."""
     return [(data_uri(grid(images.numpy())), caption) for caption, images in pictures.items()]
-
-
-def _skipped(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def _commands(run: RunFolder, images: ImageSet) -> dict[str, Any]:
