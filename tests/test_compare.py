@@ -132,6 +132,17 @@ def test_other_settings_or_data_are_refused(compared: tuple[Path, Comparison], d
         run(digits_file, compared[0], "rotation")
 
 
+def test_distillation_is_compared_with_its_teacher(
+    compared: tuple[Path, Comparison], data: Path, tmp_path: Path
+) -> None:
+    teacher = str(compared[0] / "rotation")
+    training = Pretrain(out=tmp_path / "out", backbone="test_resnet", epochs=1, batch_size=40)
+    found = compare(data, CompareConfig(("distill",), teacher), training, replace(FEW, baselines=False))
+    assert [(entry.method, entry.state) for entry in found.entries] == [("distill", "done")]
+    with pytest.raises(SelfsightError, match=r"--teacher other: .* has learned from .*rotation"):
+        compare(data, CompareConfig(("distill",), "other"), training, FEW)
+
+
 def test_methods_are_never_compared_on_other_images_of_one_name(data: Path, tmp_path: Path) -> None:
     again = tmp_path / "images.npz"
     again.write_bytes(data.read_bytes())

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from selfsight.tasks.curve import TrainConfig
     from selfsight.tasks.jobs import DetectionConfig, SegmentationConfig
     from selfsight.tasks.learning import LearnConfig
+    from selfsight.tasks.predict import PredictConfig, predict
     from selfsight.training import Pretrain
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "EvaluateConfig",
     "Index",
     "LearnConfig",
+    "PredictConfig",
     "Pretrain",
     "Run",
     "SegmentationConfig",
@@ -40,6 +42,7 @@ __all__ = [
     "Where",
     "load",
     "open_images",
+    "predict",
     "pretrain",
 ]
 __version__ = "0.1.0"
@@ -52,6 +55,7 @@ _HOMES = {
     "EvaluateConfig": "evaluate.curve",
     "Index": "search",
     "LearnConfig": "tasks.learning",
+    "PredictConfig": "tasks.predict",
     "Pretrain": "training",
     "Run": "api",
     "SegmentationConfig": "tasks.jobs",
@@ -60,6 +64,7 @@ _HOMES = {
     "Where": "search",
     "load": "api",
     "open_images": "data",
+    "predict": "tasks.predict",
     "pretrain": "api",
 }
 

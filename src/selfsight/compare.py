@@ -1,6 +1,5 @@
 """Compare pretext tasks: the same backbone, data, budget and seeds for each, beside what needs no pretraining."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from selfsight.evaluate.curve import EvaluateConfig, Task
 from selfsight.evaluate.health import light_view, measure
 from selfsight.evaluate.results import BASELINES, Row, read_rows
 from selfsight.methods import Facts
+from selfsight.methods.distill import Distill
 from selfsight.pretraining import name_of, require_same
 from selfsight.progress import say
 from selfsight.report import Comparison, Entry, write_comparison
@@ -30,6 +30,8 @@ class CompareConfig:
 
     methods: tuple[str, ...] = METHODS
     """Pretext tasks; those that do not suit the images, as colorization grey ones, are left out and named."""
+    teacher: str | None = None
+    """Whom distill learns from: a run's folder or the name of a timm model."""
 
 
 def compare(
@@ -65,7 +67,7 @@ def compare(
     task = Task(begun, images, evaluation, "", out, api.default_device())
     untrained = task.fresh(evaluation.seed)
     for name in names:
-        _require_same(RunFolder(out / name), training, images)
+        _require_same(RunFolder(out / name), training, images, config.teacher)
     comparison = Comparison(
         out=str(out),
         data=images.source,
@@ -84,7 +86,7 @@ def compare(
             entry = _unsuited(name, facts, images)
             if entry is None:
                 own = replace(training, out=out / name, resume=True)
-                entry, rows = _one(data, images, name, own, evaluation, names)
+                entry, rows = _one(data, images, name, own, evaluation, config)
         except StoppedError as error:
             raise SelfsightError(f"{out}: stopped in {name}; the same command goes on from there") from error
         except SelfsightError as error:
@@ -111,13 +113,17 @@ def _unsuited(name: str, facts: Facts, images: ImageSet) -> Entry | None:
 
 
 def _one(
-    data: Any, images: ImageSet, name: str, training: Pretrain, evaluation: EvaluateConfig, names: Sequence[str]
+    data: Any, images: ImageSet, name: str, training: Pretrain, evaluation: EvaluateConfig, config: CompareConfig
 ) -> tuple[Entry, list[Row]]:
     """Train and measure a method as far as that is not done; return its figures and results."""
     assert training.out
     folder = RunFolder(training.out)
-    run = api.load(folder.path) if folder.weights_file.exists() else api.pretrain(data, name, config=training)
-    holders = [n for n in names if _has_baselines(folder.path.with_name(n))]
+    if folder.weights_file.exists():
+        run = api.load(folder.path)
+    else:
+        settings = Distill.Config(teacher=config.teacher) if name == "distill" else None
+        run = api.pretrain(data, name, config=training, settings=settings)
+    holders = [n for n in dict.fromkeys(config.methods) if _has_baselines(folder.path.with_name(n))]
     rows = run.evaluate(data, replace(evaluation, baselines=evaluation.baselines and holders[:1] in ([], [name])))
     page = folder.path / "report.html"
     if not page.exists() or page.stat().st_mtime < folder.results_file.stat().st_mtime:
@@ -138,7 +144,7 @@ def _health(backbone: Backbone, images: ImageSet) -> dict[str, float]:
     return {"rankme": health.rankme, "view_retrieval": health.view_retrieval}
 
 
-def _require_same(run: RunFolder, training: Pretrain, images: ImageSet) -> None:
+def _require_same(run: RunFolder, training: Pretrain, images: ImageSet, teacher: str | None) -> None:
     """Raise SelfsightError where a run is there already that was trained on other data or with other settings."""
     if not run.config_file.exists():
         return
@@ -147,4 +153,6 @@ def _require_same(run: RunFolder, training: Pretrain, images: ImageSet) -> None:
         raise SelfsightError(f"--out {run.path.parent}: holds a comparison on {saved['data']}; choose another folder")
     if saved.get("data_digest") not in (None, images.digest()):
         raise SelfsightError(f"--out {run.path}: was trained on other images of {images.source}; choose another folder")
+    if saved["method"] == "distill" and saved["method_config"]["teacher"] != teacher:
+        raise SelfsightError(f"--teacher {teacher}: {run.path} has learned from {saved['method_config']['teacher']}")
     require_same(run, saved["pretrain"], training)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from selfsight.api import Run
-from selfsight.gallery.serve import open_gallery
+from selfsight.gallery.serve import labels_elsewhere, open_gallery
 from selfsight.gallery.server import _large, _search
 from selfsight.gallery.state import Gallery
 from selfsight.run import RunFolder
@@ -114,6 +114,39 @@ def test_classes_never_share_a_folder(tmp_path: Path, photo: NDArray[np.uint8], 
         folders = list(pool.map(lambda _: gallery.export_folders(tmp_path / "folders"), range(2)))
     found = sorted(str(link.relative_to(folders[0])) for link in folders[0].rglob("*.jpg"))
     assert found == ["a_b-2/001.jpg", "a_b/000.jpg"]
+    gallery.close()
+
+
+def test_pictures_whose_labels_are_elsewhere_are_said(tmp_path: Path, photo: NDArray[np.uint8], run: Run) -> None:
+    folder = make_photos(tmp_path / "photos", photo, 8)
+    gallery = open_gallery(run, str(folder))
+    give(gallery, ["a/000.jpg"], "sky")
+    assert labels_elsewhere(run, gallery) == ""
+    gallery.close()
+    (run.path.parent / "broken" / "gallery" / "x").mkdir(parents=True)
+    (run.path.parent / "broken" / "gallery" / "x" / "labels.db").write_text("nothing of that kind")
+    moved = folder.rename(tmp_path / "moved")
+    gallery = open_gallery(run, str(moved))
+    words = labels_elsewhere(run, gallery)
+    assert words.startswith("1 of these pictures have labels in ")
+    gallery.close()
+    gallery = open_gallery(run, str(moved), Path(words.split(" in ")[1].removesuffix(": --labels takes them")))
+    assert labelled(gallery) == {"a/000.jpg": "sky"}
+    gallery.close()
+
+
+def test_a_folder_of_links_is_shown_as_large_as_its_files(tmp_path: Path, photo: NDArray[np.uint8], run: Run) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "links").mkdir()
+    for i in range(3):
+        Image.fromarray(photo[40 * i : 40 * i + 300, :400]).save(tmp_path / "store" / f"{i}.png")
+        (tmp_path / "links" / f"{i}.png").symlink_to(tmp_path / "store" / f"{i}.png")
+    gallery = open_gallery(run, str(tmp_path / "links"))
+    with Image.open(io.BytesIO(_large(gallery, 0))) as image:
+        assert image.size == (400, 300)
+    Image.fromarray(photo[:300, 200:600]).save(tmp_path / "store" / "0.png")  # edited meanwhile
+    with Image.open(io.BytesIO(_large(gallery, 0))) as image:
+        assert image.size != (400, 300)
     gallery.close()
 
 

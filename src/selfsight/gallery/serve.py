@@ -15,7 +15,7 @@ from selfsight.errors import SelfsightError
 from selfsight.gallery.guard import is_local
 from selfsight.gallery.server import create_app
 from selfsight.gallery.state import Gallery
-from selfsight.gallery.store import Store
+from selfsight.gallery.store import Store, labelled
 from selfsight.pretraining import place_of
 from selfsight.progress import say
 from selfsight.search.layout import MapKind
@@ -45,6 +45,18 @@ def open_gallery(run: Run, data: str, labels: Path | None = None, map_kind: MapK
     return Gallery(index, run.images(data), run.backbone(), run.folder, Store(file), map_kind)
 
 
+def labels_elsewhere(run: Run, gallery: Gallery) -> str:
+    """Say where these pictures have labels, if they have none here: the data was moved, or a better run was trained."""
+    if gallery.store.labels():
+        return ""
+    keys, most, place = set(gallery.keys), 0, None
+    for file in run.path.absolute().parent.glob("*/gallery/*/labels.db"):
+        count = len(labelled(file) & keys)
+        if count > most:
+            most, place = count, file
+    return f"{most:,} of these pictures have labels in {place}: --labels takes them" if place else ""
+
+
 def serve(run: Run, data: str, config: GalleryConfig) -> None:
     """Serve the gallery of a data set until Ctrl-C; SelfsightError for a port that is taken."""
     listener = _listen(config)
@@ -56,6 +68,8 @@ def serve(run: Run, data: str, config: GalleryConfig) -> None:
     address = f"http://{f'[{name}]' if ':' in name else name}:{port}/" + (f"?token={token}" if token else "")
     elsewhere = gallery.elsewhere()
     kept = f" ({elsewhere:,} of pictures that were removed or edited are kept in it)" if elsewhere else ""
+    if words := labels_elsewhere(run, gallery):
+        say(words)
     say(f"{len(gallery.entries):,} images, labels in {gallery.store.path}{kept}\n{address}  (Ctrl-C ends)")
     if config.browser:
         Timer(0.5, webbrowser.open, [address]).start()

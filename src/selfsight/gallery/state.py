@@ -120,13 +120,6 @@ class Gallery:
         self.trainer.end()
         self.store.close()
 
-    def inside(self, file: str) -> bool:
-        """Return whether a file is where the data set says: no link leads from it to somewhere else."""
-        folder, real = Path(self.source), os.path.realpath(file)
-        if folder.is_dir():
-            return Path(real).is_relative_to(os.path.realpath(folder))
-        return not Path(file).is_symlink()
-
     def order(self, by: Order) -> NDArray[np.int64]:
         """Return the numbers (N,) of all images: by name, the newest first, by cluster, by doubt or by class.
 

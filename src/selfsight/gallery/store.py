@@ -4,7 +4,7 @@ import json
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,15 @@ class Class:
     name: str
     count: int
     """Images that carry it."""
+
+
+def labelled(path: Path) -> set[str]:
+    """Return the keys of the images that have a label in another store, of which nothing is changed."""
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+            return {image for (image,) in database.execute("SELECT image FROM labels")}
+    except sqlite3.Error:  # damaged, or of another program
+        return set()
 
 
 class Store:

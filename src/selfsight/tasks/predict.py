@@ -132,12 +132,12 @@ def classifier(backbone: Backbone, classes: int, chosen: dict[str, Any], weights
     return Classifier(backbone, KnnHead(bank, targets, chosen["separator"] is not None))
 
 
-def predict(path: str | Path, data: str, config: PredictConfig) -> dict[str, Any]:
+def predict(path: str | Path, data: str, config: PredictConfig | None = None) -> dict[str, Any]:
     """Predict for a folder, a file, or, with data '-', for the paths on standard input; return what was written where.
 
-    Raises SelfsightError where there is no image that can be read.
+    `path` is the folder of a training on labels. Raises SelfsightError where there is no image that can be read.
     """
-    model = load_model(path)
+    model, config = load_model(path), config or PredictConfig()
     channels = model.model.backbone.spec.channels
     images = open_images(_paths(data), image_size=model.image_size, channels=channels, stretch=model.stretch)
     if images.files is None and model.task != "classification":

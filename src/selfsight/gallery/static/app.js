@@ -472,7 +472,7 @@ let copiesAsked = false;
 async function loadCopies() {
   if (copiesAsked) return;
   copiesAsked = true;
-  const groups = await json("/api/duplicates"), words = { exact: "The same file", near: "The same picture", burst: "Of one moment" };
+  const groups = await json("/api/duplicates").catch((error) => { copiesAsked = false; throw error; }), words = { exact: "The same file", near: "The same picture", burst: "Of one moment" };
   $("copies-words").textContent = groups.length ? `${groups.length} groups; nothing is deleted.` : "No image is there twice.";
   $("copies").replaceChildren(...groups.slice(0, 500).map((group) => element("div", { className: "group" },
     element("p", { textContent: `${words[group.kind]}, ${group.images.length} times (similarity ${group.similarity.toFixed(2)})` }),
