@@ -87,6 +87,9 @@ def test_labels_that_a_training_saw_are_not_tested_on(digits: Digits, tmp_path: 
         run = selfsight.pretrain(str(tmp_path / f"{name}.npz"), "supcon", config=flags)
         if name == "split":
             assert run.evaluate(config=config)
+            other = selfsight.TrainConfig(test=str(tmp_path / "split.npz"))
+            with pytest.raises(selfsight.SelfsightError, match="supcon has seen all labels"):
+                run.train(str(tmp_path / "split.npz"), config=other)
             continue
         with pytest.raises(selfsight.SelfsightError, match="supcon has seen all labels"):
             run.evaluate(config=config)

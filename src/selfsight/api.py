@@ -273,7 +273,8 @@ class Run:
         """
         settings = settings or ClassificationConfig()
         if self._supervised and isinstance(settings, ClassificationConfig):
-            self._require_unseen(self.images(config.test if config and config.test else data))
+            other = config.test if config else None  # all of it is tested, whatever its parts
+            self._require_unseen(self.images(data) if other is None else replace(self.images(other), split=None))
         task = next(name for name, kind in TASKS.items() if isinstance(settings, kind))
         config, learning = config or TrainConfig(), learning or default_learning(task)
         out, method = config.out or Path("runs") / f"{pretraining.name_of(data)}-{task}", self.method
