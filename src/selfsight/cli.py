@@ -61,6 +61,7 @@ def pretrain_verb(argv: list[str]) -> None:
 
     if not argv or argv[0].startswith("-"):
         print(f"selfsight pretrain METHOD DATA [flags]\n\nMETHOD is one of: {', '.join(methods.names())}")
+        print("or module:Class, one of your own (docs/add-a-method.md).")
         print("`selfsight pretrain METHOD --help` lists its flags, `selfsight methods` says what each does.")
         raise SystemExit(0 if argv and argv[0] in ("-h", "--help") else 2)
     cls = methods.get(argv[0])

@@ -36,7 +36,7 @@ def pretrain(data: Any, method: str, config: Pretrain, method_config: Method.Con
     Raises SelfsightError for anything that the user can mend.
     """
     cls = methods.get(method)
-    run = RunFolder(config.out or Path("runs") / f"{name_of(data)}-{method}")
+    run = RunFolder(config.out or Path("runs") / f"{name_of(data)}-{method.rpartition(':')[2]}")
     _require_free(run, config)
     resumed = run.config() if run.checkpoint_file.exists() else None
     if resumed is not None:

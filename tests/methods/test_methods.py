@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import functools
 import math
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from sklearn.datasets import load_sample_images
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
-from selfsight import backbones, methods, optim
+from selfsight import api, backbones, methods, optim
 from selfsight.backbones import BackboneSpec
 from selfsight.data.images import Batch
 from selfsight.errors import SelfsightError
@@ -23,6 +24,7 @@ from selfsight.methods import Facts, Method
 from selfsight.methods.deepcluster_v2 import DeepClusterV2
 from selfsight.nn import synchronize_batchnorm
 from selfsight.run import RunFolder
+from selfsight.training import Pretrain
 
 SIZE = 32
 
@@ -266,6 +268,28 @@ def test_views_are_drawn_as_told(name: str) -> None:
     assert (other.hflip, other.vflip) == (0.1, 0.5)
     plain = cls(backbones.create(spec), cls.Config().fit_to(Facts(16, SIZE, 3))).views
     assert (plain[0].blur, plain[1].blur, plain[1].solarize) == (SIZE >= 64, 0.1 * (SIZE >= 64), 0.2)
+
+
+def test_a_method_of_ones_own_is_in_no_folder_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digits_file: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    (tmp_path / "mine.py").write_text(
+        "from selfsight.methods.rotation import Rotation\n\n\nclass TurnedTwice(Rotation):\n    'Mine.'\n\n\nNOTHING = 3\n"
+    )
+    config = Pretrain(epochs=1, backbone="test_resnet", batch_size=64, fraction=0.1)
+    run = api.pretrain(digits_file, "mine:TurnedTwice", config=config)
+    assert run.path == Path("runs") / f"{digits_file.stem}-TurnedTwice"
+    assert type(api.load(run.path).trained_method()).__name__ == "TurnedTwice"
+    for name, words in (
+        ("mine:Other", "mine:Other: no such method"),
+        ("nowhere:Other", "No module named 'nowhere'"),
+        ("mine:NOTHING", "is no selfsight.methods.Method"),
+    ):
+        with pytest.raises(SelfsightError, match=words):
+            methods.get(name)
 
 
 def test_an_unknown_method_is_named_with_those_that_exist() -> None:

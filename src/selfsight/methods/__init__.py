@@ -1,7 +1,9 @@
 """Pretext tasks, one file each. The folder is the registry: a new file is a new method."""
 
 import importlib
+import os
 import pkgutil
+import sys
 
 from selfsight.errors import SelfsightError
 from selfsight.methods.method import Facts, Method
@@ -17,10 +19,12 @@ def names() -> list[str]:
 
 
 def get(name: str) -> type[Method]:
-    """Return the method of this name, importing its file.
+    """Return the method of this name, importing its file; or the class that 'module:Class' names, of any module.
 
     Raises SelfsightError where there is none.
     """
+    if ":" in name:
+        return _own(name)
     if name not in names():
         raise SelfsightError(f"{name}: no such method; there are {', '.join(names())}")
     module = importlib.import_module(f"{__name__}.{name}")
@@ -29,3 +33,16 @@ def get(name: str) -> type[Method]:
     if len(found) != 1:
         raise SelfsightError(f"methods/{name}.py: must define exactly one Method, has {len(found)}")
     return found[0]
+
+
+def _own(name: str) -> type[Method]:
+    module, _, wanted = name.partition(":")
+    if os.getcwd() not in sys.path:  # as `python -m` does, but the command doesn't
+        sys.path.append(os.getcwd())
+    try:
+        found = getattr(importlib.import_module(module), wanted)
+    except (ModuleNotFoundError, AttributeError, ValueError) as error:
+        raise SelfsightError(f"{name}: no such method ({error})") from error
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise SelfsightError(f"{name}: is no selfsight.methods.Method")
+    return found
