@@ -276,9 +276,8 @@ def test_a_method_of_ones_own_is_in_no_folder_of_ours(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.delitem(sys.modules, "mine", raising=False)
-    (tmp_path / "mine.py").write_text(
-        "from selfsight.methods.rotation import Rotation\n\n\nclass TurnedTwice(Rotation):\n    'Mine.'\n\n\nNOTHING = 3\n"
-    )
+    lines = ("from selfsight.methods.rotation import Rotation", "class TurnedTwice(Rotation): 'Mine.'", "NOTHING = 3")
+    (tmp_path / "mine.py").write_text("\n".join(lines))
     config = Pretrain(epochs=1, backbone="test_resnet", batch_size=64, fraction=0.1)
     run = api.pretrain(digits_file, "mine:TurnedTwice", config=config)
     assert run.path == Path("runs") / f"{digits_file.stem}-TurnedTwice"

@@ -1,9 +1,9 @@
 """Pretext tasks, one file each. The folder is the registry: a new file is a new method."""
 
 import importlib
-import os
 import pkgutil
 import sys
+from pathlib import Path
 
 from selfsight.errors import SelfsightError
 from selfsight.methods.method import Facts, Method
@@ -37,8 +37,8 @@ def get(name: str) -> type[Method]:
 
 def _own(name: str) -> type[Method]:
     module, _, wanted = name.partition(":")
-    if os.getcwd() not in sys.path:  # as `python -m` does, but the command doesn't
-        sys.path.append(os.getcwd())
+    if (here := str(Path.cwd())) not in sys.path:  # as `python -m` does, but the command doesn't
+        sys.path.append(here)
     try:
         found = getattr(importlib.import_module(module), wanted)
     except (ModuleNotFoundError, AttributeError, ValueError) as error:
