@@ -198,7 +198,7 @@ def _from_hugging_face(data: Any, kind: str) -> Listing:
         if feature_names:
             labels, classes = np.array([-1 if v is None else v for v in values], np.int64), list(feature_names)
         else:
-            texts = ["" if v is None or (not isinstance(v, str) and v < 0) else str(v) for v in values]
+            texts = ["" if v is None or (isinstance(v, int | float) and v < 0) else str(v) for v in values]
             labels, classes = index_labels(texts)
     identity = getattr(data, "_fingerprint", None)  # the library's own hash of content and transforms
     names = [str(row) for row in range(len(data))]

@@ -103,6 +103,21 @@ def few_images(data: ManyLabels, rows: NDArray[np.int64], amount: float | int, s
     return np.sort(chosen)
 
 
+def amounts_of(fractions: Sequence[float], counts: Sequence[int]) -> tuple[float | int, ...]:
+    """Return amounts of labels, each once: fractions, which are floats, then counts, which are ints."""
+    return (*dict.fromkeys(map(float, fractions)), *dict.fromkeys(counts))
+
+
+def check_draws(seeds: int | None, seed: int, test_share: float) -> None:
+    """Raise SelfsightError for a number of draws, a first seed or a share of test images that makes no sense."""
+    if seeds is not None and seeds < 1:
+        raise SelfsightError(f"--seeds {seeds}: must be 1 or more")
+    if seed < 0:
+        raise SelfsightError(f"--seed {seed}: must be 0 or more")
+    if not 0 < test_share < 1:
+        raise SelfsightError(f"--test-share {test_share}: must be a share between 0 and 1")
+
+
 def warn_of_overlap(train: Sequence[str], test: Sequence[str]) -> None:
     """Say it where files to be tested on are learned from as well: the scores flatter then."""
     both = set(map(os.path.realpath, train)) & set(map(os.path.realpath, test))

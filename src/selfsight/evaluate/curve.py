@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from selfsight.backbones import Backbone, create
 from selfsight.data.images import ImageSet
-from selfsight.data.labels import few_labels, stratified_split, warn_of_overlap
+from selfsight.data.labels import amounts_of, check_draws, few_labels, stratified_split, warn_of_overlap
 from selfsight.errors import SelfsightError
 from selfsight.evaluate.features import extract, pixels
 from selfsight.evaluate.finetune import FinetuneConfig, classify, finetune
@@ -51,12 +51,7 @@ class EvaluateConfig:
     """How finetune trains."""
 
     def __post_init__(self) -> None:
-        if self.seeds < 1:
-            raise SelfsightError(f"--seeds {self.seeds}: must be 1 or more")
-        if self.seed < 0:
-            raise SelfsightError(f"--seed {self.seed}: must be 0 or more")
-        if not 0 < self.test_share < 1:
-            raise SelfsightError(f"--test-share {self.test_share}: must be a share between 0 and 1")
+        check_draws(self.seeds, self.seed, self.test_share)
 
 
 @dataclass(frozen=True)
@@ -160,7 +155,7 @@ class Task:
         fractions = self.config.labels
         if fractions is None:
             fractions = () if self.config.per_class else (0.01, 0.1)
-        return (*dict.fromkeys(float(f) for f in fractions), *dict.fromkeys(self.config.per_class))
+        return amounts_of(fractions, self.config.per_class)
 
     def jobs(self) -> Iterator[Job]:
         """Yield what to compute, cheap amounts first; all labels are one subset, so frozen features need one seed."""

@@ -72,9 +72,9 @@ def savings(rows: Sequence[Row]) -> list[Savings]:
     """Return what each amount of labels saves, the smallest first, from the rows of one method, protocol and metric.
 
     Rows of training from scratch are among them, with the same amounts and seeds; a higher value is better. What
-    scratch needs is read off its curve, linear between the amounts measured and never falling, seed by seed, each at
-    the share of the labels that it came to. Amounts
-    that were not measured in both ways are left out, so are fractions where there are counts.
+    scratch needs is read off its curve, linear between the amounts measured and never falling, seed by seed, each
+    amount at the share of the labels that it came to. Amounts that were not measured in both ways are left out, so are
+    fractions where there are counts.
     """
     kind = int if any(isinstance(row.labels, int) for row in rows) else float
     values = {(row.method == BASELINE, row.labels, row.seed): row.value for row in rows if isinstance(row.labels, kind)}

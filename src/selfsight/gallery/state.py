@@ -231,10 +231,10 @@ class Gallery:
         """
         if self.images.files is None:
             raise SelfsightError(f"{self.source}: holds no files to link to")
-        if own := next((file for file in folder.rglob("*") if not file.is_symlink() and not file.is_dir()), None):
-            raise SelfsightError(f"{own}: is no link to an image, and would be lost; move it elsewhere")
         building, places = folder.with_name(f".{folder.name}.{os.getpid()}"), self._folder_names()
         with self._exporting:  # pressed twice, it is done twice, one after the other
+            if own := next((file for file in folder.rglob("*") if not file.is_symlink() and not file.is_dir()), None):
+                raise SelfsightError(f"{own}: is no link to an image, and would be lost; move it elsewhere")
             shutil.rmtree(building, ignore_errors=True)
             for file, name in self.table():
                 place = building / places[name]

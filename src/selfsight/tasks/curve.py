@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from selfsight.backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone, create, load_pretrained, plan, spec_to_json
 from selfsight.data import open_boxes, open_masks, write_problems
+from selfsight.data.labels import amounts_of, check_draws
 from selfsight.errors import SelfsightError
 from selfsight.evaluate.curve import weights_hash
 from selfsight.evaluate.finetune import FinetuneConfig
@@ -91,12 +92,7 @@ class TrainConfig:
         for amount in self.labels or ():
             if not 0 < amount <= 1:
                 raise SelfsightError(f"--labels {amount}: must be a fraction in (0, 1]")
-        if self.seed < 0:
-            raise SelfsightError(f"--seed {self.seed}: must be 0 or more")
-        if self.seeds is not None and self.seeds < 1:
-            raise SelfsightError(f"--seeds {self.seeds}: must be 1 or more")
-        if not 0 < self.test_share < 1:
-            raise SelfsightError(f"--test-share {self.test_share}: must be a share between 0 and 1")
+        check_draws(self.seeds, self.seed, self.test_share)
 
     @property
     def curve(self) -> bool:
@@ -106,8 +102,7 @@ class TrainConfig:
     @property
     def amounts(self) -> tuple[float | int, ...]:
         """Fractions of the labels, each a float, and counts per class, each an int."""
-        fractions = self.labels or (() if self.per_class else (1.0,))
-        return (*dict.fromkeys(map(float, fractions)), *dict.fromkeys(self.per_class))
+        return amounts_of(self.labels or (() if self.per_class else (1.0,)), self.per_class)
 
 
 @dataclass(frozen=True)

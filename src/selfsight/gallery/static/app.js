@@ -495,7 +495,7 @@ function countAccepted() {
   let count = 0;
   for (let i = 0; i < guesses.length; i++) if (labels[i] < 0 && guesses[i] === id && sure[i] >= from) count++;
   $("accept-count").textContent = `${count.toLocaleString("en")} images`;
-  $("accept-go").disabled = !count || !$("accept-from").checkValidity() || $("accept-from").value === "";
+  $("accept-go").disabled = !count || !$("accept-from").checkValidity();
 }
 
 async function next() {
