@@ -139,15 +139,15 @@ class Run:
 
         Raises SelfsightError for a query that cannot be read.
         """
-        images = self.images(list(queries), cache=False)
+        index, images = self.index(data), self.images(list(queries), cache=False)
         if images.stretch is not None:  # more than 8 bits: what is black and white, only the data set can tell
-            images = self.images(list(queries), cache=False, stretch=learn_stretch(data))
+            images = self.images(list(queries), cache=False, stretch=index.stretch or learn_stretch(data))
         if images.skipped:
             raise SelfsightError(f"--query {images.skipped[0].name}: {images.skipped[0].reason}")
         features = embed_images(self.backbone(), images, default_device()).features
         if images.skipped:  # damaged behind its header
             raise SelfsightError(f"--query {images.skipped[0].name}: {images.skipped[0].reason}")
-        return self.index(data).search(features, k, where)
+        return index.search(features, k, where)
 
     def duplicates(
         self, data: str | Path, out: str | Path | None = None, config: "DuplicateConfig | None" = None

@@ -150,6 +150,24 @@ def test_a_folder_of_links_is_shown_as_large_as_its_files(tmp_path: Path, photo:
     gallery.close()
 
 
+def test_an_index_keeps_the_range_of_its_first_deep_pictures(
+    tmp_path: Path, photo: NDArray[np.uint8], run: Run
+) -> None:
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    grey = np.asarray(Image.fromarray(photo).convert("L"), np.float32)
+    for i, factor in enumerate((3, 4, 5, 6, 12, 16, 20)):
+        if factor == 12:
+            run.index(folder)  # later come scans that are brighter
+        crop = grey[40 * i : 40 * i + 64, 60 * i : 60 * i + 64]
+        Image.fromarray((crop * factor).astype(np.uint16)).save(folder / f"{i}.png")
+    assert run.index(folder).stretch == open_gallery(run, str(folder)).images.stretch
+    for name in ("1.png", "6.png"):
+        (hits,) = run.search(folder, [folder / name], 1)
+        assert hits[0].entry.name == name
+        assert hits[0].similarity > 0.9999, "old and new and what is searched are scaled alike"
+
+
 def test_deep_pictures_are_shown_and_searched_by_their_sets_range(
     tmp_path: Path, photo: NDArray[np.uint8], run: Run
 ) -> None:

@@ -54,13 +54,20 @@ def open_images(
     return replace(images, stretch=recipe.stretch)
 
 
-def open_rows(listing: Listing, rows: Sequence[int], *, image_size: int, channels: int | None = None) -> ImageSet:
+def open_rows(
+    listing: Listing,
+    rows: Sequence[int],
+    *,
+    image_size: int,
+    channels: int | None = None,
+    stretch: Stretch | None = None,
+) -> ImageSet:
     """Return some of a data set's images in memory, the same squares as `open_images` makes of them.
 
     What cannot be read is left out and listed in `skipped`; it may be all of them.
     """
-    recipe = learn_recipe(listing.pictures, listing.source, image_size, None, channels)
-    return in_memory(listing.part(rows), recipe, may_be_empty=True)
+    recipe = learn_recipe(listing.pictures, listing.source, image_size, None, channels, stretch)
+    return replace(in_memory(listing.part(rows), recipe, may_be_empty=True), stretch=recipe.stretch)
 
 
 def learn_stretch(data: Any) -> Stretch | None:

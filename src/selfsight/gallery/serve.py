@@ -42,7 +42,7 @@ def open_gallery(run: Run, data: str, labels: Path | None = None, map_kind: MapK
     """Return the gallery of a data set, its new images embedded."""
     index = run.index(data)
     file = labels or run.path / "gallery" / place_of(data) / "labels.db"
-    return Gallery(index, run.images(data), run.backbone(), run.folder, Store(file), map_kind)
+    return Gallery(index, run.images(data, stretch=index.stretch), run.backbone(), run.folder, Store(file), map_kind)
 
 
 def labels_elsewhere(run: Run, gallery: Gallery) -> str:

@@ -7,6 +7,7 @@ graphs") finds most of the nearest.
 """
 
 import functools
+import json
 import operator
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,12 +24,13 @@ from lancedb.expr import Expr, col
 from lancedb.index import HnswSq
 from numpy.typing import NDArray
 
+from selfsight.data.decode import Stretch
 from selfsight.errors import SelfsightError
 
 EXACT_BYTES = 2 << 30
 """Vectors of up to this size in memory, 1.4 million of 384 numbers, are compared one and all."""
 TABLE = "images"
-BACKBONE = b"backbone"
+BACKBONE, STRETCH = b"backbone", b"stretch"
 AFTER_SLASH = chr(ord("/") + 1)
 NEIGHBOURS, BUILD_EFFORT = 24, 150
 """Of the graph: links a vector, and candidates looked at for each vector while it is built."""
@@ -150,6 +152,7 @@ class Index:
         if backbone is not None and self._table is not None and self.backbone != backbone:
             self.clear()
         self._backbone = self.backbone if backbone is None else backbone
+        self._stretch: Stretch | None = None
 
     def __len__(self) -> int:
         return 0 if self._table is None else int(self._table.count_rows())
@@ -157,8 +160,20 @@ class Index:
     @property
     def backbone(self) -> str:
         """Which weights the vectors come from; '' if that was never said."""
-        metadata = {} if self._table is None else self._table.schema.metadata or {}
-        return str(metadata.get(BACKBONE, b"").decode())
+        return self._metadata().get(BACKBONE, b"").decode()
+
+    @property
+    def stretch(self) -> Stretch | None:
+        """Which values became 0 and 255 in its images of more than 8 bits; None of others. What is first said stays."""
+        low, high = json.loads(self._metadata().get(STRETCH, b"null")) or self._stretch or ((), ())
+        return (tuple(low), tuple(high)) if low else None
+
+    @stretch.setter
+    def stretch(self, value: Stretch | None) -> None:
+        self._stretch = value
+
+    def _metadata(self) -> dict[bytes, bytes]:
+        return {} if self._table is None else self._table.schema.metadata or {}
 
     @property
     def dim(self) -> int | None:
@@ -198,7 +213,8 @@ class Index:
         }
         flat = pa.array(np.ascontiguousarray(vectors, np.float32).ravel())
         columns["vector"] = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
-        rows = pa.table(columns).replace_schema_metadata({BACKBONE: self._backbone.encode()})
+        metadata = {BACKBONE: self._backbone.encode(), STRETCH: json.dumps(self._stretch).encode()}
+        rows = pa.table(columns).replace_schema_metadata(metadata)
         if self._table is None:
             self._opened = self._database.create_table(TABLE, rows.slice(0, 0), exist_ok=True)
         merge = self._table.merge_insert("name").when_matched_update_all().when_not_matched_insert_all()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from selfsight.backbones import Backbone
 from selfsight.data import ImageSet, Skipped
-from selfsight.data.decode import BadImageError, fetch, quiet_decoders, thread_count
+from selfsight.data.decode import BadImageError, Stretch, fetch, quiet_decoders, thread_count
 from selfsight.data.folder import printable
 from selfsight.data.listing import Listing
 from selfsight.data.sources import list_images, open_images, open_rows
@@ -71,7 +71,8 @@ def update(
     others = (wanted.keys() & known.keys()) - {listing.names[row] for row in rows}
     index.relabel({name: wanted[name] for name in others if known[name].label != wanted[name]})
     bad: list[Skipped] = [*listing.skipped, *unnamed]
-    for images in _open(data, listing, rows, backbone, cache, cache_dir):
+    for images in _open(data, listing, rows, backbone, index.stretch, cache, cache_dir):
+        index.stretch = images.stretch
         for part, vectors, looks in _embed(backbone.to(device), images, device):
             found = _entries(listing, [place[images.names[row]] for row in part], labels, looks)
             good = [i for i, entry in enumerate(found) if entry is not None]
@@ -90,15 +91,26 @@ def _written_as_text(listing: Listing, row: int) -> bool:
 
 
 def _open(
-    data: Any, listing: Listing, rows: list[int], backbone: Backbone, cache: bool, cache_dir: Path | None
+    data: Any,
+    listing: Listing,
+    rows: list[int],
+    backbone: Backbone,
+    stretch: Stretch | None,
+    cache: bool,
+    cache_dir: Path | None,
 ) -> Iterator[ImageSet]:
-    """Yield these rows' images: all of the data from its cache, which others will use too, or some in memory."""
+    """Yield these rows' images: all of the data from its cache, which others will use too, or some in memory.
+
+    Images of more than 8 bits are stretched as those were that are in the index, or their vectors would not compare.
+    """
     size, channels = backbone.spec.image_size, backbone.spec.channels
     if rows and len(rows) == len(listing.names):
-        yield open_images(data, image_size=size, channels=channels, cache=cache, cache_dir=cache_dir)
+        alike: dict[str, Any] = {"image_size": size, "channels": channels, "stretch": stretch}
+        yield open_images(data, cache=cache, cache_dir=cache_dir, **alike)
         return
     for start in range(0, len(rows), BATCH * PUT):
-        yield open_rows(listing, rows[start : start + BATCH * PUT], image_size=size, channels=channels)
+        some = rows[start : start + BATCH * PUT]
+        yield open_rows(listing, some, image_size=size, channels=channels, stretch=stretch)
 
 
 class _Both(nn.Module):
