@@ -87,6 +87,10 @@ def test_labels_that_a_training_saw_are_not_tested_on(digits: Digits, tmp_path: 
         run = selfsight.pretrain(str(tmp_path / f"{name}.npz"), "supcon", config=flags)
         if name == "split":
             assert run.evaluate(config=config)
+            half = selfsight.Pretrain(
+                out=tmp_path / "half", epochs=1, batch_size=32, backbone="test_resnet", fraction=0.5
+            )
+            assert selfsight.pretrain(str(tmp_path / "split.npz"), "supcon", config=half).evaluate(config=config)
             other = selfsight.TrainConfig(test=str(tmp_path / "split.npz"))
             with pytest.raises(selfsight.SelfsightError, match="supcon has seen all labels"):
                 run.train(str(tmp_path / "split.npz"), config=other)

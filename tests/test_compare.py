@@ -84,7 +84,7 @@ def test_one_page_shows_all_and_leads_to_each_report(compared: tuple[Path, Compa
     page = (out / "report.html").read_text(encoding="utf-8")
     links = re.findall(r'(?:src|href)="([^"]*)"', page)
     others = {link for link in links if not link.startswith("data:image/")}
-    assert others == {"rotation/report.html", "simclr/report.html"}
+    assert others == {"./rotation/report.html", "./simclr/report.html"}
     assert all((out / link).exists() for link in others)
     assert "colorization learns by telling the colours" in page, "what was left out is named with its reason"
     assert "turned back as it answered" in page

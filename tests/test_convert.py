@@ -91,6 +91,14 @@ def test_nothing_of_it_stays_random(tmp_path: Path) -> None:
     assert torch.equal(run.load_backbone()(x), expected(x))
     with pytest.raises(SelfsightError, match=r"patch_embed.proj.weight \[64, 1, .*is \[64, 3, .*there"):
         convert(tmp_path / "w.safetensors", tmp_path / "grey", "test_vit", 2 * SIZE, (0.5,), (0.5,))
+    places = model.model.state_dict() | {"pos_embed": torch.zeros(1, 8, 64)}
+    save_file({k: v.contiguous() for k, v in places.items()}, tmp_path / "odd.safetensors")
+    with pytest.raises(SelfsightError, match="doesn't fit test_vit"):
+        convert(tmp_path / "odd.safetensors", tmp_path / "odd", "test_vit", SIZE, IMAGENET_MEAN, IMAGENET_STD)
+    resnet = create(plan("test_resnet", SIZE, 3, IMAGENET_MEAN, IMAGENET_STD, pretrained=True)).model
+    save_file({k: v.detach().contiguous() for k, v in resnet.named_parameters()}, tmp_path / "half.safetensors")
+    with pytest.raises(SelfsightError, match=r"running_mean .* is not"):
+        convert(tmp_path / "half.safetensors", tmp_path / "half", "test_resnet", SIZE, IMAGENET_MEAN, IMAGENET_STD)
     with pytest.raises(SelfsightError, match="is no file"):
         convert(tmp_path, tmp_path / "folder", "test_vit", SIZE, IMAGENET_MEAN, IMAGENET_STD)
 

@@ -139,11 +139,12 @@ class Run:
 
         Raises SelfsightError for a query that cannot be read.
         """
-        index, images = self.index(data), self.images(list(queries), cache=False)
-        if images.stretch is not None:  # more than 8 bits: what is black and white, only the data set can tell
-            images = self.images(list(queries), cache=False, stretch=index.stretch or learn_stretch(data))
+        images = self.images(list(queries), cache=False)
         if images.skipped:
             raise SelfsightError(f"--query {images.skipped[0].name}: {images.skipped[0].reason}")
+        index = self.index(data)
+        if images.stretch is not None:  # more than 8 bits: what is black and white, only the data set can tell
+            images = self.images(list(queries), cache=False, stretch=index.stretch or learn_stretch(data))
         features = embed_images(self.backbone(), images, default_device()).features
         if images.skipped:  # damaged behind its header
             raise SelfsightError(f"--query {images.skipped[0].name}: {images.skipped[0].reason}")
@@ -213,7 +214,9 @@ class Run:
     @property
     def _supervised(self) -> bool:
         """Whether the run's training saw labels."""
-        return self.method in methods.names() and methods.get(self.method).supervised
+        config = self.folder.config()
+        known = self.method in methods.names() and methods.get(self.method).supervised
+        return bool(config.get("supervised", known))  # of a run from before that was kept, by its name
 
     def _require_unseen(self, images: ImageSet) -> None:
         """Raise SelfsightError where the run's training has seen the labels of images that would be held out."""

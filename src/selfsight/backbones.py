@@ -355,13 +355,13 @@ def with_weights(spec: BackboneSpec, state: Mapping[str, Tensor], source: str) -
     """
     backbone = create(spec)
     own, place = backbone.model.state_dict(), state.get("pos_embed")
-    if place is not None and "pos_embed" in own and place.shape != own["pos_embed"].shape:
-        prefix = 0 if getattr(backbone.model, "no_embed_class", False) else backbone.model.num_prefix_tokens
-        grid = list(backbone.model.patch_embed.grid_size)
-        state = {**state, "pos_embed": resample_abs_pos_embed(place, grid, num_prefix_tokens=prefix)}
     try:
+        if place is not None and "pos_embed" in own and place.shape != own["pos_embed"].shape:
+            prefix = 0 if getattr(backbone.model, "no_embed_class", False) else backbone.model.num_prefix_tokens
+            grid = list(backbone.model.patch_embed.grid_size)
+            state = {**state, "pos_embed": resample_abs_pos_embed(place, grid, num_prefix_tokens=prefix)}
         backbone.model.load_state_dict({k: v for k, v in state.items() if k in own or not k.startswith(CLASSIFIERS)})
-    except RuntimeError as error:
+    except (RuntimeError, AttributeError) as error:  # places of another kind, or of no square
         raise SelfsightError(f"{source}: doesn't fit {spec.name} ({_first_line(error)})") from error
     return backbone
 

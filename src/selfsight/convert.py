@@ -51,10 +51,12 @@ def convert(
         spec = backbones.with_stem(spec, stride, padding)
         model = backbones.create(spec).model
     wanted = model.state_dict()
-    # A ViT's places are resampled to its images' size; all else must be there, or it would stay random.
-    fits = [n for n, value in found.items() if n in wanted and (n == "pos_embed" or value.shape == wanted[n].shape)]
-    for name, weight in model.named_parameters():
-        if name not in fits:
+    # A ViT's places are resampled to its images' size; all else must be there, or it would stay as it began.
+    free = ("pos_embed",) if backbones.is_vit(backbone) else ()
+    fits = [n for n, value in found.items() if n in wanted and (n in free or value.shape == wanted[n].shape)]
+    for name, weight in wanted.items():
+        # Old files don't count their batches; a pretrained ConvNeXt V2 has no norm behind its maps, as timm knows.
+        if name not in fits and not name.endswith("num_batches_tracked") and not name.startswith("head.norm."):
             there = f"is {list(found[name].shape)} there" if name in found else "is not"
             raise SelfsightError(
                 f"{checkpoint}: {len(fits)} of the {len(wanted)} tensors of --backbone {backbone} are in it; "

@@ -22,9 +22,9 @@ def demo(out: Path, minutes: float) -> dict[str, Any]:
     is replaced; SelfsightError if `out` is something else.
     """
     if out.exists() and any(out.iterdir()):
-        stopped = [file.name for file in out.iterdir()] == ["digits.npz"]  # before its training began
-        if not stopped and RunFolder(out).config().get("data") != str(out / "digits.npz"):
-            raise SelfsightError(f"--out {out}: holds something else than a demo")
+        run = RunFolder(out)
+        if not run.config_file.exists() or run.config().get("data") != str(out / "digits.npz"):
+            raise SelfsightError(f"--out {out}: holds something else than a demo; remove it, or choose another folder")
         shutil.rmtree(out)
     data = _digits(out / "digits.npz")
     # Digits have a left and a right, and a small crop of one is any digit.

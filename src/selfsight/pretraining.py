@@ -147,6 +147,7 @@ def _write(module: Trainee, method: str, settings: Method.Config, facts: Facts, 
     run.write_config(
         {
             "method": method,
+            "supervised": module.method.supervised,
             "data": images.source,
             "data_digest": images.digest(),
             "parts_digest": images.parts_digest(),

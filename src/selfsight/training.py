@@ -147,14 +147,15 @@ def begin(
     L.seed_everything(config.seed, verbose=False)
     backbone = new_backbone(cls, config, images, facts.image_size) if spec is None else backbones.create(spec)
     method = cls(backbone, settings)
+    if config.optimizer not in (None, cls.optim.name) and config.lr is None and spec is None:
+        usual = f"{cls.optim.lr:g} is {cls.optim.name}'s"
+        raise SelfsightError(f"--optimizer {config.optimizer}: give its --lr too; {usual}")
     return Trainee(method, images, run, config, _recipe(cls.optim, config), batch_size)
 
 
 def _recipe(own: optim.Optim, config: Pretrain) -> optim.Optim:
     """Return the method's optimizer with what the user set instead."""
     if config.optimizer not in (None, own.name):
-        if config.lr is None:
-            raise SelfsightError(f"--optimizer {config.optimizer}: give its --lr too; {own.lr:g} is {own.name}'s")
         own = replace(own, momentum=optim.Optim("adamw", lr=own.lr).momentum)  # the usual one, not the other's
     return replace(
         own,

@@ -230,6 +230,7 @@ def test_says_what_it_is(name: str) -> None:
         ("moco_v3", "test_resnet", 2, (True, False)),
         ("moco_v3", "test_vit", 3, (True, True)),
         ("nnclr", "test_resnet", 3, (True, False)),
+        ("all4one", "test_resnet", 3, (True, False)),
         ("simsiam", "test_resnet", 3, (True, False)),
     ],
 )
@@ -238,7 +239,8 @@ def test_projector_and_predictor_end_as_the_paper_says(
 ) -> None:
     """MoCo v3 (section 5.1), NNCLR (4.1), SimSiam (appendix A): how many layers, and whether BatchNorm is the last."""
     method: Any = a_method(name, backbone, small=True)
-    assert sum(isinstance(module, torch.nn.Linear) for module in method.head.modules()) == layers
+    kinds = [type(module) for module in method.head.modules()]
+    assert (kinds.count(torch.nn.Linear), kinds.count(torch.nn.BatchNorm1d)) == (layers, layers)
     with torch.no_grad():
         z = method.head(torch.randn(64, method.backbone.dim) * 3 + 1)
         answers = (z, method.predictor(z))

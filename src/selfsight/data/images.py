@@ -102,8 +102,8 @@ class ImageSet:
         return digest.hexdigest()
 
     def parts_digest(self) -> str | None:
-        """Return a hash of which images are to train and which to test; None without a split."""
-        return None if self.split is None else hashlib.sha256("\n".join(self.split).encode()).hexdigest()
+        """Return a hash of which images are held out for the test; None without a split."""
+        return None if self.split is None else hashlib.sha256((self.split == "test").tobytes()).hexdigest()
 
     def rows(self, split: str) -> NDArray[np.int64]:
         """Return the rows of the 'train' or 'test' part; all rows are train if there is no split."""

@@ -1,7 +1,9 @@
 """Splits and small labeled subsets, the same for the same seed."""
 
+import functools
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -120,7 +122,13 @@ def check_draws(seeds: int | None, seed: int, test_share: float) -> None:
 
 def warn_of_overlap(train: Sequence[str], test: Sequence[str]) -> None:
     """Say it where files to be tested on are learned from as well: the scores flatter then."""
-    both = set(map(os.path.realpath, train)) & set(map(os.path.realpath, test))
+    folder = functools.cache(os.path.realpath)
+
+    def real(file: str) -> str:
+        path = Path(file)
+        return os.path.realpath(file) if path.is_symlink() else str(Path(folder(str(path.parent))) / path.name)
+
+    both = set(map(real, train)) & set(map(real, test))
     if both:
         say(f"{len(both)} of the {len(test)} test images are learned from too, as {min(both)}: the scores flatter")
 

@@ -133,7 +133,7 @@ class Task:
             if not len(rows):
                 raise SelfsightError(f"{images.source}: no labeled image in the {part} part")
         if len(np.unique(self.labels[self.train])) < 2:
-            hint = "nothing to tell apart (numbers below 0 mean no label)"
+            hint = "nothing to tell apart (in arrays numbers below 0 mean no label)"
             raise SelfsightError(f"{images.source}: all labeled images are of one class: {hint}")
         if images.files is not None:
             learned, held = ([images.files[row] for row in rows.tolist()] for rows in (self.train, self.test))

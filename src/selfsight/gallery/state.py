@@ -231,12 +231,17 @@ class Gallery:
         """
         if self.images.files is None:
             raise SelfsightError(f"{self.source}: holds no files to link to")
-        building, places = folder.with_name(f".{folder.name}.{os.getpid()}"), self._folder_names()
+        building = folder.with_name(f".{folder.name}.{os.getpid()}")
         with self._exporting:  # pressed twice, it is done twice, one after the other
             if own := next((file for file in folder.rglob("*") if not file.is_symlink() and not file.is_dir()), None):
                 raise SelfsightError(f"{own}: is no link to an image, and would be lost; move it elsewhere")
             shutil.rmtree(building, ignore_errors=True)
+            places: dict[str, str] = {}  # of each class; two never share one
             for file, name in self.table():
+                plain = _folder_name(name)
+                while name not in places:
+                    places |= {name: plain} if plain not in places.values() else {}
+                    plain += "_"
                 place = building / places[name]
                 place.mkdir(parents=True, exist_ok=True)
                 target, link = Path(file), place / Path(file).name
@@ -247,14 +252,6 @@ class Gallery:
             shutil.rmtree(folder, ignore_errors=True)
             building.rename(folder)
         return folder
-
-    def _folder_names(self) -> dict[str, str]:
-        """Return each class's folder: two classes never share one."""
-        names: dict[str, str] = {}
-        for found in self.store.classes():
-            plain = _folder_name(found.name)
-            names[found.name] = plain if plain not in names.values() else f"{plain}-{found.id}"
-        return names
 
     def export_classifier(self, folder: Path) -> Path:
         """Write the classifier as `selfsight train classification` does, for `predict` and `export`.

@@ -118,7 +118,9 @@ class Store:
     def accepted(self) -> set[str]:
         """Return the images whose class was predicted and accepted, not given."""
         found: set[str] = set()
-        for words, text in self._all("SELECT words, changes FROM steps WHERE NOT undone ORDER BY id"):
+        query = """SELECT words, changes FROM steps WHERE NOT undone
+                   AND id >= (SELECT min(id) FROM steps WHERE words = ?) ORDER BY id"""
+        for words, text in self._all(query, ACCEPTED):
             images = {image for image, _, after in json.loads(text)["labels"] if after is not None}
             found = found | images if words == ACCEPTED else found - images
         return found

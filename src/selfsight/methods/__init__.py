@@ -41,7 +41,7 @@ def _own(name: str) -> type[Method]:
         sys.path.append(here)
     try:
         found = getattr(importlib.import_module(module), wanted)
-    except (ModuleNotFoundError, AttributeError, ValueError) as error:
+    except (ModuleNotFoundError, AttributeError, ValueError, TypeError) as error:
         raise SelfsightError(f"{name}: no such method ({error})") from error
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise SelfsightError(f"{name}: is no selfsight.methods.Method")

@@ -39,7 +39,6 @@ class All4One(NNCLR):
     def __init__(self, backbone: Backbone, config: Config) -> None:
         super().__init__(backbone, config)
         self.all4one, dim = config, config.projection
-        self.head = nn.Sequential(self.head, nn.BatchNorm1d(dim))
         self.teacher = Teacher(nn.Sequential(backbone, self.head))
         self.first = mlp(dim, config.bottleneck, dim)  # a predictor of the view that stands first in a neighbourhood
         layer = nn.TransformerEncoderLayer(dim, 8, 2 * dim, batch_first=True)

@@ -130,7 +130,7 @@ def write_comparison(comparison: Comparison, images: ImageSet) -> None:
     for method in done:
         run = RunFolder(out / method)
         looks = draw_looks(run.load_backbone(), images, rows)
-        pictures.append((method, f"{method}/report.html", saved_pictures(run.path / "pictures") + drawn(looks)))
+        pictures.append((method, f"./{method}/report.html", saved_pictures(run.path / "pictures") + drawn(looks)))
     values = {
         "title": f"{len(done)} pretext task{'s' if len(done) != 1 else ''} on {Path(comparison.data).name}",
         "comparison": comparison,
@@ -178,7 +178,7 @@ def table_of(comparison: Comparison) -> Table:
         return row
 
     lines = [
-        Line(e.method, False, f"{e.method}/report.html", cells=cells(e.method, e.figures))
+        Line(e.method, False, f"./{e.method}/report.html", cells=cells(e.method, e.figures))
         if e.state == "done"
         else Line(e.method, False, reason=f"{e.state}: {e.reason}")
         for e in comparison.entries

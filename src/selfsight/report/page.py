@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from selfsight import methods
 from selfsight.backbones import Backbone
 from selfsight.data import ImageSet
 from selfsight.errors import SelfsightError
@@ -106,7 +105,7 @@ def write_report(run: RunFolder, images: ImageSet, device: torch.device) -> Path
         "looks": drawn(draw_looks(backbone, images, examples(images))),
         "efficiency": _efficiency(read_rows(run.results_file)),
         "map": draw_map(images, rows, features),
-        "untold": config["method"] in methods.names() and not methods.get(config["method"]).supervised,
+        "untold": not config.get("supervised", "converted" in config or config["method"] == "supcon"),
         "embedded": len(rows),
         "neighbours": neighbours,
         "alike": share_alike(neighbours),

@@ -69,7 +69,7 @@ function drawClasses() {
       onclick: () => change(`/api/classes/${found.id}/remove`, {}) });
     return element("li", {}, give, rename, remove);
   });
-  const focused = list.contains(document.activeElement) ? document.activeElement.getAttribute("aria-label") : null;
+  const focused = list.querySelector(":focus-visible")?.getAttribute("aria-label"); // not after a click: Enter would press again
   list.replaceChildren(...rows);
   if (focused) list.querySelector(`[aria-label="${CSS.escape(focused)}"]`)?.focus(); // by keys one goes on where one is
   options($("show"), [["all", "all"], ["none", "without a label"], ["any", "with a label"],
@@ -154,7 +154,7 @@ function filter(reset = true) {
   const wish = $("show").value, [kind, id] = wish.split(":");
   const keep = { all: () => true, none: (i) => labels[i] < 0, any: (i) => labels[i] >= 0, is: (i) => labels[i] === +id,
     guess: (i) => labels[i] < 0 && guesses[i] === +id }[kind];
-  const focused = shown[at], begun = shown[anchor];
+  const focused = shown[at], begun = shown[anchor], before = new Set(shown);
   shown = wish === "all" ? order : order.filter(keep);
   if (reset) { at = shown.length ? 0 : -1; anchor = -1; $("grid").scrollTop = 0; }
   else { // images come and go with their labels: the focus stays on its own
@@ -163,7 +163,7 @@ function filter(reset = true) {
     anchor = shown.indexOf(begun);
   }
   if (!$("page-grid").hidden && selected.size) { // a key must not label what is no longer seen
-    const there = new Set(shown), left = [...selected].filter((i) => there.has(i));
+    const there = new Set(shown), left = [...selected].filter((i) => there.has(i) || !before.has(i)); // what was chosen elsewhere stays
     if (left.length < selected.size) { selected = new Set(left); showSelection(); }
   }
   $("shown").textContent = `${shown.length.toLocaleString("en")} image${shown.length === 1 ? "" : "s"}` + (state.skipped ? `, ${state.skipped} cannot be read` : "");
