@@ -22,8 +22,8 @@ def demo(out: Path, minutes: float) -> dict[str, Any]:
     is replaced; SelfsightError if `out` is something else.
     """
     if out.exists() and any(out.iterdir()):
-        run = RunFolder(out)
-        if not run.config_file.exists() or run.config().get("data") != str(out / "digits.npz"):
+        before = RunFolder(out)
+        if not before.config_file.exists() or before.config().get("data") != str(out / "digits.npz"):
             raise SelfsightError(f"--out {out}: holds something else than a demo; remove it, or choose another folder")
         shutil.rmtree(out)
     data = _digits(out / "digits.npz")
