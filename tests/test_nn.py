@@ -11,7 +11,7 @@ from torch.multiprocessing.spawn import spawn
 
 from selfsight import backbones
 from selfsight.methods.simclr import nt_xent
-from selfsight.nn import CpuSyncBatchNorm, Teacher, gather, mlp, synchronize_batchnorm
+from selfsight.nn import CpuSyncBatchNorm, Teacher, gather, mlp, spread, synchronize_batchnorm
 
 CPU = torch.device("cpu")
 
@@ -133,3 +133,14 @@ def test_mlp_has_the_papers_layers() -> None:
     assert kinds == ["Linear", "BatchNorm1d", "ReLU", "Linear"]
     kinds = [type(layer).__name__ for layer in mlp(4, 8, 8, 2)]
     assert kinds == ["Linear", "BatchNorm1d", "ReLU", "Linear", "BatchNorm1d", "ReLU", "Linear"]
+
+
+def test_vicregs_hinge_is_zero_where_features_spread_enough() -> None:
+    z = torch.randn(50, 4, dtype=torch.float64)
+    z = 1.1 * (z - z.mean(0)) / z.std(0)
+    wide, narrow = z.clone().requires_grad_(), (z / 2).requires_grad_()
+    spread(wide).backward()
+    assert float(spread(wide).detach()) == 0
+    assert wide.grad is not None
+    assert not wide.grad.any()
+    assert float(spread(narrow).detach()) == pytest.approx(1 - 0.55, abs=1e-3)

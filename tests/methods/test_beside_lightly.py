@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from lightly.loss import (
     IBOTPatchLoss,
+    KoLeoLoss,
     LeJEPALoss,
     MMCRLoss,
     NegativeCosineSimilarity,
@@ -17,7 +18,7 @@ from lightly.loss import (
 )
 from torch import Tensor
 
-from selfsight.distillation import dino_loss, sinkhorn
+from selfsight.distillation import dino_loss, koleo, sinkhorn
 from selfsight.methods.ibot import patch_loss
 from selfsight.methods.lejepa import terms
 from selfsight.methods.mmcr import capacity_loss
@@ -79,6 +80,10 @@ def test_vicreg() -> None:
         return 25 * invariance + 25 * variance + covariance
 
     same(pairs() / 2, ours, lambda x: theirs(x[0], x[1]))
+
+
+def test_koleo() -> None:
+    same(pairs()[0], koleo, KoLeoLoss())
 
 
 def test_wmse() -> None:
