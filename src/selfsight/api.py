@@ -211,18 +211,11 @@ class Run:
             device=default_device(),
         )
 
-    @property
-    def _supervised(self) -> bool:
-        """Whether the run's training saw labels."""
-        config = self.folder.config()
-        known = self.method in methods.names() and methods.get(self.method).supervised
-        return bool(config.get("supervised", known))  # of a run from before that was kept, by its name
-
     def _require_unseen(self, images: ImageSet) -> None:
         """Raise SelfsightError where the run's training has seen the labels of images that would be held out."""
-        if not self._supervised:
-            return
         config = self.folder.config()
+        if not methods.saw_labels(config):
+            return
         if images.split is not None and config.get("parts_digest", images.parts_digest()) == images.parts_digest():
             return
         if images.source == config["data"] or images.digest() == config.get("data_digest"):
@@ -275,7 +268,7 @@ class Run:
         results.jsonl, curve.png and report.html go to `config.out`, by default runs/<data>-<task>.
         """
         settings = settings or ClassificationConfig()
-        if self._supervised and isinstance(settings, ClassificationConfig):
+        if methods.saw_labels(self.folder.config()) and isinstance(settings, ClassificationConfig):
             other = config.test if config else None  # all of it is tested, whatever its parts
             self._require_unseen(self.images(data) if other is None else replace(self.images(other), split=None))
         task = next(name for name, kind in TASKS.items() if isinstance(settings, kind))

@@ -150,17 +150,22 @@ def test_a_folder_of_links_is_shown_as_large_as_its_files(tmp_path: Path, photo:
     gallery.close()
 
 
+def scans(folder: Path, photo: NDArray[np.uint8], factors: dict[int, int]) -> Path:
+    """Write crops of 16 bits by their numbers, each as many times as bright as the photo."""
+    folder.mkdir(exist_ok=True)
+    grey = np.asarray(Image.fromarray(photo).convert("L"), np.float32)
+    for i, factor in factors.items():
+        crop = grey[40 * i : 40 * i + 64, 60 * i : 60 * i + 64]
+        Image.fromarray((crop * factor).astype(np.uint16)).save(folder / f"{i}.png")
+    return folder
+
+
 def test_an_index_keeps_the_range_of_its_first_deep_pictures(
     tmp_path: Path, photo: NDArray[np.uint8], run: Run
 ) -> None:
-    folder = tmp_path / "scans"
-    folder.mkdir()
-    grey = np.asarray(Image.fromarray(photo).convert("L"), np.float32)
-    for i, factor in enumerate((3, 4, 5, 6, 12, 16, 20)):
-        if factor == 12:
-            run.index(folder)  # later come scans that are brighter
-        crop = grey[40 * i : 40 * i + 64, 60 * i : 60 * i + 64]
-        Image.fromarray((crop * factor).astype(np.uint16)).save(folder / f"{i}.png")
+    folder = scans(tmp_path / "scans", photo, {0: 3, 1: 4, 2: 5, 3: 6})
+    run.index(folder)
+    scans(folder, photo, {4: 12, 5: 16, 6: 20})  # later come brighter ones
     gallery = open_gallery(run, str(folder))
     assert run.index(folder).stretch == gallery.images.stretch
     gallery.close()
@@ -173,12 +178,7 @@ def test_an_index_keeps_the_range_of_its_first_deep_pictures(
 def test_deep_pictures_are_shown_and_searched_by_their_sets_range(
     tmp_path: Path, photo: NDArray[np.uint8], run: Run
 ) -> None:
-    folder = tmp_path / "scans"
-    folder.mkdir()
-    grey = np.asarray(Image.fromarray(photo).convert("L"), np.float32)
-    for i in range(8):
-        crop = grey[40 * i : 40 * i + 64, 60 * i : 60 * i + 64]
-        Image.fromarray((crop * (3 + i)).astype(np.uint16)).save(folder / f"{i}.png")  # up to 765 .. 2,550
+    folder = scans(tmp_path / "scans", photo, {i: 3 + i for i in range(8)})  # up to 765 .. 2,550
     gallery = open_gallery(run, str(folder))
     found = _search(gallery, (folder / "2.png").read_bytes())
     assert found[0][0] == 2

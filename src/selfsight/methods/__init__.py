@@ -3,12 +3,14 @@
 import importlib
 import pkgutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from selfsight.errors import SelfsightError
 from selfsight.methods.method import Facts, Method
 
-__all__ = ["Facts", "Method", "get", "names"]
+__all__ = ["Facts", "Method", "get", "names", "saw_labels"]
 
 SHARED = ("method", "two_views")
 
@@ -33,6 +35,12 @@ def get(name: str) -> type[Method]:
     if len(found) != 1:
         raise SelfsightError(f"methods/{name}.py: must define exactly one Method, has {len(found)}")
     return found[0]
+
+
+def saw_labels(config: Mapping[str, Any]) -> bool:
+    """Return whether the training that wrote this config saw labels; by its method's name where it didn't say so."""
+    known = config["method"] in names() and get(config["method"]).supervised
+    return bool(config.get("supervised", known))
 
 
 def _own(name: str) -> type[Method]:

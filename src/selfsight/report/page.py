@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from selfsight import methods
 from selfsight.backbones import Backbone
 from selfsight.data import ImageSet
 from selfsight.errors import SelfsightError
@@ -105,7 +106,7 @@ def write_report(run: RunFolder, images: ImageSet, device: torch.device) -> Path
         "looks": drawn(draw_looks(backbone, images, examples(images))),
         "efficiency": _efficiency(read_rows(run.results_file)),
         "map": draw_map(images, rows, features),
-        "untold": not config.get("supervised", "converted" in config or config["method"] == "supcon"),
+        "untold": "converted" not in config and not methods.saw_labels(config),
         "embedded": len(rows),
         "neighbours": neighbours,
         "alike": share_alike(neighbours),
