@@ -3,10 +3,13 @@
 import ctypes
 import gc
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
+
+from selfsight.errors import SelfsightError
 
 
 def tune_allocator() -> None:
@@ -22,6 +25,17 @@ def tune_allocator() -> None:
         m_trim_threshold, m_mmap_max = -1, -4
         libc.mallopt(m_mmap_max, 0)
         libc.mallopt(m_trim_threshold, 2**31 - 1)
+
+
+@contextmanager
+def enough_memory(batch_size: int) -> Iterator[None]:
+    """Turn a GPU's being full into a SelfsightError that tells the remedy."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise SelfsightError(
+            f"--batch-size {batch_size}: needs more memory than the GPU has; try {batch_size // 2}"
+        ) from error
 
 
 def start_peak(device: torch.device) -> None:
