@@ -5,6 +5,7 @@ import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from selfsight.data import ImageSet, in_order
 from selfsight.data.augment import whole
-from selfsight.data.decode import DEEP_MODES, on_white, open_image, reasons
+from selfsight.data.decode import DEEP_MODES, as_array, holds_bands, on_white, open_image, reasons
 from selfsight.run import replace_file
 
 TILE = 64
@@ -96,16 +97,23 @@ def resized(tile: NDArray[np.uint8], side: int = TILE, most: int = MOST_TILE) ->
 
 def shrunk(file: str, longest: int) -> Image.Image:
     """Return the image in a file upright, in RGB, its longer side at most `longest`; BadImageError if there is none."""
-    with reasons(), Path(file).open("rb") as opened, open_image(opened) as image:
-        image.draft("RGB", (longest, longest))
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode in DEEP_MODES:  # Pillow would cut off what is above 255
-            values = np.nan_to_num(np.asarray(upright, np.float32))
-            low, high = np.percentile(values, (0.5, 99.5))
-            upright = Image.fromarray(rgb((values[None] - low) / max(high - low, 1e-6)))
-        upright = on_white(upright)
+    with reasons():
+        if holds_bands(file):
+            upright = _stretched(np.moveaxis(np.atleast_3d(as_array(file)), -1, 0))
+        else:
+            with Path(file).open("rb") as opened, open_image(opened) as image:
+                image.draft("RGB", (longest, longest))
+                turned = ImageOps.exif_transpose(image)
+                upright = _stretched(np.asarray(turned)[None]) if turned.mode in DEEP_MODES else on_white(turned)
         upright.thumbnail((longest, longest), Image.Resampling.BICUBIC)
         return upright
+
+
+def _stretched(bands: NDArray[Any]) -> Image.Image:
+    """Return (C, H, W) of any number type as a picture, from its own darkest to its own lightest values."""
+    values = np.nan_to_num(bands.astype(np.float32))
+    low, high = (0, 255) if bands.dtype == np.uint8 else np.percentile(values, (0.5, 99.5))
+    return Image.fromarray(rgb(np.asarray((values - low) / max(high - low, 1e-6), np.float32)))
 
 
 def rgb(images: NDArray[np.float32]) -> NDArray[np.uint8]:

@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +17,7 @@ from PIL import Image
 from selfsight.data import ImageSet, Skipped, open_images, write_skipped
 from selfsight.data.decode import BadImageError, Picture, Recipe, Square, UnreachableError, decode, reasons
 from selfsight.errors import SelfsightError
+from selfsight.locks import locked
 
 
 @pytest.fixture
@@ -120,8 +123,9 @@ def test_skipped_files_are_written_as_a_table(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["skipped.csv"]
 
 
+@pytest.mark.parametrize("table", [False, True])
 def test_a_drive_that_goes_away_stops_the_build_which_goes_on_when_it_is_back(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: bool
 ) -> None:
     away, first_block, seen = tmp_path / "away", threading.Event(), list[str]()
 
@@ -137,12 +141,16 @@ def test_a_drive_that_goes_away_stops_the_build_which_goes_on_when_it_is_back(
         return square
 
     monkeypatch.setattr("selfsight.data.cache.decode", pulled)
+    data = folder
+    if table:  # on another drive than its images
+        data = tmp_path / "table.csv"
+        data.write_text("path\n" + "".join(f"photos/{file.name}\n" for file in sorted(folder.iterdir())))
     with pytest.raises(SelfsightError, match=r"photos: went away after 32 of 70 images; these are kept"):
-        open_cached(folder, tmp_path / "cache")
+        open_cached(data, tmp_path / "cache")
     away.rename(folder)
     before = len(seen)
     seen += ["" for _ in range(70)]  # from here on the drive stays
-    assert len(open_cached(folder, tmp_path / "cache")) == 69
+    assert len(open_cached(data, tmp_path / "cache")) == 69
     assert sorted(seen[before + 70 :]) == [f"{number}.png" for number in range(32, 70)], "the rest is decoded"
 
 
@@ -164,8 +172,20 @@ def test_images_out_of_reach_come_back_and_damaged_ones_are_not_decoded_for_ever
         calls.clear()
         assert open_cached(folder, tmp_path / "cache").names == first.names
         assert [Path(str(call)).name for call in calls] == ["07.png"], "looked at once more, still out of reach"
+
+    @contextmanager
+    def late(*_: object, **__: object) -> Iterator[None]:  # another process was here first
+        monkeypatch.setattr("selfsight.data.cache.locked", locked)
+        assert len(open_cached(folder, tmp_path / "cache")) == 69
+        (built,) = (tmp_path / "cache").glob("*/images.npy")
+        made.append(built.stat().st_ino)
+        yield
+
+    made: list[int] = []
+    monkeypatch.setattr("selfsight.data.cache.locked", late)
     images = open_cached(folder, tmp_path / "cache")
     assert [skip.name for skip in images.skipped] == ["05.png"]
+    assert [path.stat().st_ino for path in (tmp_path / "cache").glob("*/images.npy")] == made, "and is not built twice"
     expected = open_images(folder, image_size=8, cache=False)
     rows = np.arange(69)
     np.testing.assert_array_equal(images.images[rows], expected.images[rows])

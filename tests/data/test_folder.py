@@ -5,10 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from selfsight.data import open_images, write_skipped
 from selfsight.errors import SelfsightError
+from selfsight.pictures import shrunk
 
 
 def save(file: Path, colour: str | int = "red", mode: str = "RGB", size: tuple[int, int] = (12, 12)) -> None:
@@ -138,6 +140,47 @@ def test_four_bands_of_a_tiff_are_kept_on_request(tmp_path: Path) -> None:
     Image.fromarray(pixels).save(tmp_path / "tile.tif")
     images = open_images(tmp_path, image_size=8, channels=4, cache=False)
     assert images.images[np.array([0])][0, :, 3, 3].tolist() == [10, 20, 30, 0]
+
+
+def test_images_of_kinds_that_are_not_read_are_listed(tmp_path: Path) -> None:
+    save(tmp_path / "a.png")
+    (tmp_path / "deep.dng").mkdir()
+    save(tmp_path / "deep.dng" / "b.png")
+    for name in ("c.DNG", "notes.txt"):
+        (tmp_path / name).write_text("something")
+    images = open_images(tmp_path, image_size=8, cache=False)
+    assert list(images.names) == ["a.png", "deep.dng/b.png"]
+    assert [(skip.name, skip.reason) for skip in images.skipped] == [
+        ("c.DNG", ".dng is not read; save it as PNG or TIFF")
+    ]
+
+
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+@pytest.mark.parametrize(("bands", "kind"), [(4, "uint16"), (4, "uint8"), (6, "uint8"), (3, "uint16"), (2, "float32")])
+def test_a_tiff_keeps_all_bands_and_bits(tmp_path: Path, planar: str, bands: int, kind: str) -> None:
+    random = np.random.default_rng(0)
+    levels = np.arange(bands) + 1
+    pixels = (random.integers(0, 40, (12, 10, bands)) * levels).astype(kind)
+    stored = pixels if planar == "contig" else pixels.transpose(2, 0, 1)
+    photometric = "rgb" if bands == 3 else "minisblack"
+    tifffile.imwrite(tmp_path / "tile.tif", stored, photometric=photometric, planarconfig=planar)
+    np.save(tmp_path / "tile.npy", pixels)
+    tile, same = (open_images(tmp_path / f"tile.{suffix}", image_size=16, cache=False) for suffix in ("tif", "npy"))
+    assert tile.channels == bands
+    assert tile.aspect.tolist() == [pytest.approx(10 / 12)]
+    np.testing.assert_array_equal(tile.images[np.array([0])], same.images[np.array([0])])
+    assert shrunk(str(tmp_path / "tile.tif"), 6).size == (5, 6)
+
+
+def test_a_fourth_band_that_a_tiff_calls_nothing_is_no_transparency(tmp_path: Path) -> None:
+    pixels = np.full((12, 12, 4), 200, np.uint8)
+    pixels[..., 3] = 0
+    for name, extra in (("tile", "unspecified"), ("picture", "unassalpha")):
+        tifffile.imwrite(tmp_path / f"{name}.tif", pixels, photometric="rgb", extrasamples=[extra])
+    tile, picture = (open_images(tmp_path / f"{name}.tif", image_size=8, cache=False) for name in ("tile", "picture"))
+    assert tile.images[np.array([0])][0, :, 3, 3].tolist() == [200, 200, 200, 0]
+    assert picture.channels == 3
+    assert picture.images[np.array([0])].min() == 255, "white, where all is transparent"
 
 
 @pytest.mark.parametrize("side", [None, 20, 500])

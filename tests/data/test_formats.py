@@ -216,6 +216,14 @@ def test_a_torchvision_style_data_set_of_any_image_type(kind: str) -> None:
     assert list(images.classes) == ["cat", "dog"]
 
 
+def test_torchvision_style_parts_in_a_dict(tmp_path: Path) -> None:
+    parts = {"train": TorchvisionStyle("pil"), "test": TorchvisionStyle("array")}
+    images = open_images(parts, image_size=8)
+    np.testing.assert_array_equal(everything(images), np.concatenate([COLOUR, COLOUR]).transpose(0, 3, 1, 2))
+    assert images.rows("test").tolist() == list(range(10, 20))
+    assert images.require_labels().tolist() == [0, 1] * 10
+
+
 def test_a_hugging_face_data_set_and_a_dict_of_them(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
@@ -242,9 +250,11 @@ def test_parts_that_lack_a_class_or_all_labels_keep_those_there_are(tmp_path: Pa
         assert list(images.classes) == ["cat", "dog", "owl"]
         assert images.require_labels().tolist() == [1, 0, 2, expected]
     hidden = datasets.Dataset.from_dict({"image": pictures, "label": [1, 0, -1, 1]})
-    images = open_images(hidden, image_size=8, cache_dir=tmp_path)
-    assert list(images.classes) == ["0", "1"]
-    assert images.require_labels().tolist() == [1, 0, -1, 1]
+    decimal = datasets.Dataset.from_dict({"image": pictures, "label": [1.0, 0.0, float("nan"), 1.0]})
+    for some in (hidden, decimal):
+        images = open_images(some, image_size=8, cache_dir=tmp_path)
+        assert list(images.classes) == ["0", "1"]
+        assert images.require_labels().tolist() == [1, 0, -1, 1]
     with pytest.raises(SelfsightError, match="is a stream"):
         open_images(hidden.to_iterable_dataset(), image_size=8)
 
@@ -267,6 +277,12 @@ def test_targets_of_other_tasks_are_no_classes(target: object) -> None:
     images = open_images(OfAnotherTask(target), image_size=8)
     assert len(images) == len(COLOUR)
     assert images.labels is None
+
+
+@pytest.mark.parametrize("target", [np.array([3]), torch.tensor([3]), np.int64(3)], ids=type)
+def test_a_number_in_an_array_of_one_is_a_class(target: object) -> None:
+    images = open_images(OfAnotherTask(target), image_size=8)  # medmnist's are
+    assert list(images.classes) == ["3"]
 
 
 def test_idx_files_of_emnists_names_have_a_train_part(tmp_path: Path) -> None:

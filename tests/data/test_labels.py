@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from selfsight.data import few_labels, stratified_split
+from selfsight.data import few_labels, stratified_split, whole_groups
 from selfsight.errors import SelfsightError
 
 LABELS = np.repeat([0, 1, 2, -1], [100, 50, 2, 10])
@@ -21,6 +21,24 @@ def test_a_class_with_one_image_cannot_be_split_and_is_named() -> None:
         stratified_split(np.array([0, 0, 1]), classes=["cat", "okapi"])
     with pytest.raises(SelfsightError, match="no image has a label"):
         stratified_split(np.array([-1, -1]))
+
+
+def test_groups_are_never_divided() -> None:
+    """As slices of one patient, whose neighbours would tell the answer."""
+    random = np.random.default_rng(0)
+    groups = random.integers(0, 40, len(LABELS))
+    split = stratified_split(LABELS, 0.2, seed=1, groups=groups)
+    known = LABELS >= 0
+    assert not set(groups[known & (split == "test")]) & set(groups[known & (split == "train")])
+    assert set(LABELS[split == "train"]) == {0, 1, 2, -1}
+    assert 0.1 < (split[known] == "test").mean() < 0.3
+    assert (split == stratified_split(LABELS, 0.2, seed=1, groups=groups)).all()
+    with pytest.raises(SelfsightError, match="class 'okapi' is in a single group"):
+        stratified_split(np.array([0, 0, 1, 1]), classes=["cat", "okapi"], groups=np.array([0, 1, 2, 2]))
+    apart = whole_groups(groups, 0.2, seed=0)
+    assert not set(groups[apart]) & set(groups[~apart])
+    assert 0.1 < apart.mean() <= 0.2
+    assert whole_groups(np.array([5, 5, 5, 7]), 0.1, seed=0).sum() in (1, 3), "one at least"
 
 
 def test_a_fraction_is_taken_of_every_class_and_at_least_one() -> None:

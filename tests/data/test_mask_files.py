@@ -271,8 +271,10 @@ def test_parts_within_images_and_masks_are_the_split_whatever_is_unlabeled(
         for sub, value in (("images", 90), ("masks", 1)):
             (tmp_path / sub / name).mkdir(parents=True)
             Image.new("L", (8, 8), value).save(tmp_path / sub / name / "a.png")
-    (tmp_path / "images" / "unlabeled").mkdir()
-    Image.new("L", (8, 8), 90).save(tmp_path / "images" / "unlabeled" / "b.png")
+    years = names[0].removeprefix("train")
+    for part in ("unlabeled", *(["test"] if years else [])):  # COCO's test part has no labels
+        (tmp_path / "images" / f"{part}{years}").mkdir()
+        Image.new("L", (8, 8), 90).save(tmp_path / "images" / f"{part}{years}" / "b.png")
     masks = open_masks(tmp_path)
     assert [len(masks.rows(part)) for part in ("train", "test")] == [1, 1]
     (tmp_path / "images" / "more").mkdir()

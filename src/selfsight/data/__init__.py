@@ -4,7 +4,7 @@ from selfsight.data.annotations import Problem, write_problems
 from selfsight.data.boxes import BoxSet, open_boxes, write_coco
 from selfsight.data.cache import write_skipped
 from selfsight.data.images import Batch, ImageSet, Pixels, Skipped
-from selfsight.data.labels import few_images, few_labels, stratified_split
+from selfsight.data.labels import few_images, few_labels, stratified_split, whole_groups
 from selfsight.data.loader import Loader, in_order
 from selfsight.data.mask_files import MaskSet, open_masks
 from selfsight.data.sources import open_images
@@ -25,6 +25,7 @@ __all__ = [
     "open_images",
     "open_masks",
     "stratified_split",
+    "whole_groups",
     "write_coco",
     "write_problems",
     "write_skipped",

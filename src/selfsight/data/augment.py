@@ -352,15 +352,15 @@ class View:
         return x
 
 
-def jittered(size: int, channels: int, smallest: float, strength: float = 1.0) -> View:
+def jittered(size: int, channels: int, smallest: float, strength: float = 1.0, grey: float = 0.2) -> View:
     """Return a view with BYOL's colour jitter, weaker than SimCLR's ("Bootstrap Your Own Latent", 2020, table 6).
 
-    `smallest`: least share of the image. `strength` multiplies the jitter, 0 to 5. Images without colour have no change
-    of it.
+    `smallest`: least share of the image. `strength` multiplies the jitter, 0 to 5. `grey`: probability of a grey view.
+    Images without colour have no change of it.
     """
     s = strength
     view = View(size, (smallest, 1.0), brightness=0.4 * s, contrast=0.4 * s)
-    return replace(view, saturation=0.2 * s, hue=0.1 * s, grey=0.2) if channels == 3 else view
+    return replace(view, saturation=0.2 * s, hue=0.1 * s, grey=grey) if channels == 3 else view
 
 
 def whole(batch: Batch, size: int) -> Tensor:

@@ -46,6 +46,7 @@ from selfsight.progress import say, track
 VERSION = 1
 """Raise it when the same file would become other pixels."""
 BUSY = "another process is building this image cache"
+REMEDY = "; pass another --cache-dir, or --no-cache"
 BLOCK = 32
 """Images decoded by one thread between two lines of the journal."""
 
@@ -67,21 +68,21 @@ def cached(listing: Listing, recipe: Recipe, cache_dir: Path) -> ImageSet:
     try:
         if not folder.exists():
             cache_dir.mkdir(parents=True, exist_ok=True)  # here, for a message that names the flags
-            with locked(cache_dir / f"{key}.lock", BUSY):
+            with locked(cache_dir / f"{key}.lock", BUSY, remedy=REMEDY):
                 if not folder.exists():  # another process may have built it meanwhile
                     _build(listing, recipe, folder)
         done, _ = _read_journal(folder / "journal.jsonl")
         if any(not isinstance(_attempt(listing.pictures, row, recipe), UnreachableError) for row in done.unreachable):
             say("Images that could not be reached before are there now: decoding anew.")
-            with locked(cache_dir / f"{key}.lock", BUSY):
-                shutil.rmtree(folder, ignore_errors=True)  # another process may have done it meanwhile
+            with locked(cache_dir / f"{key}.lock", BUSY, remedy=REMEDY):
+                # Another process may have built it anew while this one waited.
+                if folder.exists() and _read_journal(folder / "journal.jsonl")[0].unreachable == done.unreachable:
+                    shutil.rmtree(folder, ignore_errors=True)
             return cached(listing, recipe, cache_dir)
         images = np.load(folder / "images.npy", mmap_mode="r")
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise SelfsightError(
-            f"{cache_dir}: cannot hold the image cache: {reason}; pass another --cache-dir, or --no-cache"
-        ) from error
+        raise SelfsightError(f"{cache_dir}: cannot hold the image cache: {reason}{REMEDY}") from error
     return listing.image_set(images, *_found(listing, done))
 
 
@@ -237,7 +238,7 @@ def _build(listing: Listing, recipe: Recipe, folder: Path) -> None:
     count, image_bytes = len(listing.pictures), int(np.prod(shape))
     header = len(_npy_header(0, shape))
     done, journal_bytes = _read_journal(part / "journal.jsonl")
-    has_place = _there(listing.source)
+    has_place = listing.files is not None or _there(listing.source)
     with (part / "images.npy").open("ab") as images, (part / "journal.jsonl").open("ab") as journal:
         journal.truncate(journal_bytes)
         if images.tell() < header + len(done.kept) * image_bytes:
@@ -249,9 +250,10 @@ def _build(listing: Listing, recipe: Recipe, folder: Path) -> None:
         def append() -> Generator[object, None, None]:
             for squares in _decode_blocks(listing.pictures, recipe, done.next):
                 block = _Done.of(done.next, squares)
-                if block.unreachable and has_place and not _there(listing.source):
+                place = _place(listing, block.unreachable[0]) if block.unreachable else ""
+                if block.unreachable and has_place and not _there(place):
                     raise SelfsightError(
-                        f"{listing.source}: went away after {done.next:,} of {count:,} images; these are kept, "
+                        f"{place}: went away after {done.next:,} of {count:,} images; these are kept, "
                         "go on with the same command once it is back"
                     )
                 images.writelines(square.pixels.data for square in squares if isinstance(square, Square))
@@ -298,6 +300,11 @@ def _attempt(pictures: Pictures, row: int, recipe: Recipe) -> Square | BadImageE
         return decode(fetch(pictures, row), recipe)
     except BadImageError as error:
         return error
+
+
+def _place(listing: Listing, row: int) -> str:
+    """Return where a picture comes from: its file's folder, for a table may lie on another drive; or the source."""
+    return listing.source if listing.files is None else str(Path(listing.files[row]).parent)
 
 
 def _there(source: str) -> bool:

@@ -1,6 +1,7 @@
 """One picture, from a file or from memory, to one uint8 square."""
 
 import io
+import logging
 import os
 import stat
 import struct
@@ -17,18 +18,26 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from pillow_heif import register_heif_opener
+from tifffile import EXTRASAMPLE, PHOTOMETRIC, TiffFile, TiffPage
 
 from selfsight.errors import SelfsightError
 
 register_heif_opener()
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # of odd tags, in files that are read all the same
 Image.init()  # now, as threads that load the decoders at the same time see half of them
 
 _USUAL = [".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif"]
 EXTENSIONS = frozenset([*_USUAL, ".heic", ".heif", ".avif", ".pgm", ".ppm", ".npy"])
+UNREAD = frozenset(
+    [".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".jp2", ".jxl", ".dcm", ".psd", ".svg", ".nii"]
+)
+"""Images of other kinds, which are listed as skipped."""
 # Only these decoders are tried: EPS, for one, would hand an unknown file to Ghostscript.
 DECODERS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "HEIF", "AVIF", "PPM")
 DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 MAX_BANDS = 13
+COLOURS: dict[int, int] = {PHOTOMETRIC.RGB: 3, PHOTOMETRIC.YCBCR: 3, PHOTOMETRIC.CIELAB: 3, PHOTOMETRIC.SEPARATED: 4}
+"""How many bands of a TIFF are its picture, one in other cases; what is more is transparency, or of its own."""
 ORIENTATION = 0x0112  # the EXIF tag
 
 Picture = str | Image.Image | NDArray[Any] | torch.Tensor
@@ -138,7 +147,7 @@ def reasons() -> Iterator[None]:
     except PermissionError as error:
         raise UnreachableError("permission denied") from error
     except UnidentifiedImageError as error:
-        raise BadImageError("not an image of a known format (TIFF of more than 4 bands: save as .npy)") from error
+        raise BadImageError("not an image of a known format") from error
     except Image.DecompressionBombError as error:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
         raise BadImageError(f"more than {limit:.0f} million pixels") from error
@@ -157,6 +166,24 @@ def open_image(file: IO[bytes]) -> Image.Image:
     return Image.open(file, formats=DECODERS)
 
 
+def holds_bands(file: str) -> bool:
+    """Return whether a file is read as an array of bands: NumPy's own, or a TIFF that Pillow would not read right.
+
+    Pillow drops a fourth band that is not transparency, reads no fifth, and keeps the upper eight bits of colours.
+    """
+    if not file.lower().endswith((".tif", ".tiff")) or not_a_file(file):
+        return file.lower().endswith(".npy")
+    try:
+        with reasons(), TiffFile(file) as tiff:
+            page = tiff.pages.first
+            assert isinstance(page, TiffPage)
+            more = page.samplesperpixel - COLOURS.get(page.photometric, 1)
+            transparent = {EXTRASAMPLE.ASSOCALPHA, EXTRASAMPLE.UNASSALPHA}.issuperset(page.extrasamples)
+            return more > 1 or (more == 1 and not transparent) or (page.samplesperpixel > 1 and page.bitspersample > 8)
+    except BadImageError:
+        return False  # Pillow says what is wrong, or it is an image of another kind
+
+
 def fetch(pictures: Pictures, row: int) -> Picture:
     """Return pictures[row]; BadImageError if the data set itself fails at it."""
     with reasons():
@@ -166,7 +193,7 @@ def fetch(pictures: Pictures, row: int) -> Picture:
 def decode(picture: Picture, recipe: Recipe) -> Square:
     """Return the picture squeezed to a (C, S, S) square; BadImageError with the reason if it cannot be."""
     with reasons():
-        if isinstance(picture, str) and not picture.lower().endswith(".npy"):
+        if isinstance(picture, str) and not holds_bands(picture):
             # Read at once: Pillow's own reading in small pieces costs a tenth of the speed.
             with open_image(io.BytesIO(_bytes(picture))) as image:
                 if image.format in ("JPEG", "MPO"):
@@ -185,7 +212,7 @@ def decode(picture: Picture, recipe: Recipe) -> Square:
 def read_size(picture: Picture) -> tuple[int, int]:
     """Return (width, height), upright, from the header alone; BadImageError if that is broken already."""
     with reasons():
-        if isinstance(picture, str) and not picture.lower().endswith(".npy"):
+        if isinstance(picture, str) and not holds_bands(picture):
             if reason := not_a_file(picture):
                 raise BadImageError(reason)
             with Path(picture).open("rb") as file, open_image(file) as image:
@@ -226,12 +253,25 @@ def as_array(picture: str | NDArray[Any] | torch.Tensor) -> NDArray[Any]:
         array: NDArray[Any] = picture.detach().cpu().numpy()
         array = np.moveaxis(array, 0, -1) if array.ndim == 3 else array
     elif isinstance(picture, str):
-        array = np.load(io.BytesIO(_bytes(picture)), allow_pickle=False)
+        array = _array_in(picture)
     else:
         array = np.asarray(picture)
     if array.ndim not in (2, 3) or not array.size or not (np.issubdtype(array.dtype, np.number) or array.dtype == bool):
         raise BadImageError(f"not an image: {array.dtype} of shape {array.shape}")
     return bands_last(array) if array.ndim == 3 else array
+
+
+def _array_in(file: str) -> NDArray[Any]:
+    """Return the array in a file that `holds_bands`, of a TIFF its first page's."""
+    content = io.BytesIO(_bytes(file))
+    if file.lower().endswith(".npy"):
+        saved: NDArray[Any] = np.load(content, allow_pickle=False)
+        return saved
+    with TiffFile(content) as tiff:
+        page = tiff.pages.first
+        array: NDArray[Any] = page.asarray()
+    # (C, H, W) where each band is stored by itself
+    return np.moveaxis(array, 0, -1) if array.ndim == 3 and array.shape[0] == page.samplesperpixel else array
 
 
 def bands_last(array: NDArray[Any]) -> NDArray[Any]:

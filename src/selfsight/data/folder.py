@@ -7,9 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
-from selfsight.data.decode import EXTENSIONS, not_a_file
+from selfsight.data.decode import EXTENSIONS, UNREAD, not_a_file
 from selfsight.data.images import Skipped
-from selfsight.data.listing import UNLABELLED_WORDS, Listing, index_labels, is_split_word, two_way_split
+from selfsight.data.listing import (
+    UNLABELLED_WORDS,
+    Listing,
+    index_labels,
+    is_split_word,
+    part_word,
+    two_way_split,
+)
 from selfsight.errors import SelfsightError
 
 
@@ -27,7 +34,7 @@ def list_folder(folder: Path) -> Listing:
     shown = [printable(name) for name in names]
     parts = [name.split("/") for name in shown]
     tops = [part[0] if len(part) > 1 else "" for part in parts]
-    bare = np.array([top.lower() in UNLABELLED_WORDS for top in tops])
+    bare = np.array([part_word(top) in UNLABELLED_WORDS for top in tops])
     words = {top for top in tops if is_split_word(top)}
     odd = next((i for i, top in enumerate(tops) if not is_split_word(top) and not bare[i]), None)
     if len(words) > 1 and odd is not None:
@@ -99,7 +106,13 @@ def _walk(folder: Path) -> tuple[list[str], list[Skipped]]:
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for name in [*folders, *files]:
                 path = here / name
-                if name.startswith(".") or path.suffix.lower() not in EXTENSIONS:
+                if name.startswith(".") or (kind := path.suffix.lower()) not in EXTENSIONS | UNREAD:
+                    continue
+                if kind in UNREAD:
+                    if not path.is_dir():
+                        skipped.append(
+                            Skipped(printable(relative(path)), f"{kind} is not read; save it as PNG or TIFF")
+                        )
                     continue
                 if reason := not_a_file(str(path)):
                     skipped.append(Skipped(printable(relative(path)), reason))

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import io
+import math
 import threading
 import zipfile
 import zlib
@@ -114,7 +115,7 @@ def is_table(path: Path) -> bool:
 
 
 def read_table(path: Path) -> Listing:
-    """Read a CSV or Parquet file with the column path, and perhaps label and split.
+    """Read a CSV or Parquet file with the column path, and perhaps label, split and group.
 
     Relative paths start at the table's folder. Files that are missing are skipped.
     SelfsightError without a column path, without rows, or if the file cannot be read.
@@ -122,7 +123,9 @@ def read_table(path: Path) -> Listing:
     columns = _parquet_columns(path) if path.suffix.lower() == ".parquet" else _csv_columns(path)
     if "path" not in columns:
         found = ", ".join(list(columns)[:5])[:80]
-        raise SelfsightError(f"{path}: needs a column 'path' (and may have 'label', 'split'); its columns are {found}")
+        raise SelfsightError(
+            f"{path}: needs a column 'path' (and may have 'label', 'split', 'group'); its columns are {found}"
+        )
     files = [str((path.parent / entry).absolute()) for entry in columns["path"]]
     reasons = [not_a_file(file) for file in files]
     names = [printable(entry) for entry in columns["path"]]
@@ -135,11 +138,15 @@ def read_table(path: Path) -> Listing:
     files, names = [files[row] for row in kept], [names[row] for row in kept]
     labels, classes = index_labels(columns.get("label", [""] * len(kept)))
     split = two_way_split(columns["split"], str(path)) if "split" in columns else None
-    return Listing(str(path), files, names, labels, classes, split, skipped, identify(names, files))
+    groups = None
+    if "group" in columns:  # an image without one is a group of its own
+        texts = [text or f"\0{row}" for row, text in enumerate(columns["group"])]
+        groups = np.unique(texts, return_inverse=True)[1].astype(np.int64)
+    return Listing(str(path), files, names, labels, classes, split, skipped, identify(names, files), groups)
 
 
 def from_object(data: Any) -> Listing:
-    """Return the listing of an array, a Hugging Face data set (or dict of such) or a torchvision-style one.
+    """Return the listing of an array, a Hugging Face or a torchvision-style data set, or a dict of such by part.
 
     SelfsightError for anything else.
     """
@@ -148,6 +155,8 @@ def from_object(data: Any) -> Listing:
         return from_parts("array", [("", data, None)])
     if isinstance(data, Mapping) and data and all(hasattr(part, "features") for part in data.values()):
         return _join([(str(word), _from_hugging_face(part, kind)) for word, part in data.items()], kind)
+    if isinstance(data, Mapping) and data and all(hasattr(part, "__getitem__") for part in data.values()):
+        return _join([(str(word), _from_torchvision(part, kind)) for word, part in data.items()], kind)
     if hasattr(data, "features") and hasattr(data, "column_names"):
         return _from_hugging_face(data, kind)
     if hasattr(data, "__len__") and hasattr(data, "__getitem__") and not isinstance(data, Mapping | bytes):
@@ -197,9 +206,10 @@ def _from_hugging_face(data: Any, kind: str) -> Listing:
         values = list(data["label"])
         if feature_names:
             labels, classes = np.array([-1 if v is None else v for v in values], np.int64), list(feature_names)
+        elif all(v is None or isinstance(v, int | float) for v in values):
+            labels, classes = index_labels(_label_texts(np.array([-1 if v is None else v for v in values]), len(data)))
         else:
-            texts = ["" if v is None or (isinstance(v, int | float) and v < 0) else str(v) for v in values]
-            labels, classes = index_labels(texts)
+            labels, classes = index_labels(["" if v is None else str(v) for v in values])
     identity = getattr(data, "_fingerprint", None)  # the library's own hash of content and transforms
     names = [str(row) for row in range(len(data))]
     return Listing(kind, _Items([data], key), names, labels, classes, identity=identity)
@@ -213,7 +223,7 @@ def _from_torchvision(data: Any, kind: str) -> Listing:
         targets = [_target(data, row) for row in range(len(data))]
     if not all(map(_names_a_class, targets)):
         return Listing(kind, _Items([data], None), [str(row) for row in range(len(data))])
-    numbers = np.asarray([-1 if target is None else target for target in targets])
+    numbers = np.asarray([-1 if target is None else target for target in targets]).reshape(len(data))
     labels, classes = index_labels(_label_texts(numbers, len(data)))
     if labels is not None and getattr(data, "classes", None) and np.issubdtype(numbers.dtype, np.integer):
         labels, classes = numbers.astype(np.int64), [str(name) for name in data.classes]
@@ -224,7 +234,7 @@ def _names_a_class(target: Any) -> bool:
     """Return whether this is a number or a text; boxes, a dict or the path of an annotation file are of other tasks."""
     if isinstance(target, str):
         return not target.endswith((".xml", ".png", ".txt", ".json", ".mat"))
-    return target is None or isinstance(target, int | float) or getattr(target, "ndim", None) == 0
+    return target is None or isinstance(target, int | float) or math.prod(getattr(target, "shape", (0,))) == 1
 
 
 def _target(data: Any, row: int) -> Any:
@@ -334,6 +344,6 @@ def _parquet_columns(path: Path) -> dict[str, list[str]]:
         table = pyarrow.parquet.read_table(path)
     except (OSError, pyarrow.ArrowException) as error:
         raise SelfsightError(f"{path}: cannot be read as Parquet: {' '.join(str(error).split())}") from error
-    wanted: Iterable[str] = [name for name in table.column_names if name.lower() in ("path", "label", "split")]
+    wanted: Iterable[str] = [name for name in table.column_names if name.lower() in ("path", "label", "split", "group")]
     columns = {name.lower(): ["" if v is None else str(v) for v in table[name].to_pylist()] for name in wanted}
     return columns or {name: [] for name in table.column_names}

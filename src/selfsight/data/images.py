@@ -80,6 +80,9 @@ class ImageSet:
     skipped: Sequence[Skipped] = ()
     stretch: Stretch | None = None
     """Which values became 0 and 255 where images have more than 8 bits; None if none has."""
+    groups: NDArray[np.int64] | None = None
+    """(N,) numbers of what images have in common that must not stand on both sides of a split, as a patient or a place;
+    None where that isn't known."""
 
     def __len__(self) -> int:
         return len(self.names)

@@ -2,31 +2,57 @@
 
 import functools
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.model_selection import StratifiedGroupKFold
 
 from selfsight.errors import SelfsightError
 from selfsight.progress import say
 
 # scikit-learn's stratified splits may leave a rare class out of a part and know no unlabeled rows,
-# so the rows are drawn class by class here.
+# so the rows are drawn class by class here, where they are in no groups.
 
 
 def stratified_split(
-    labels: NDArray[np.int64], test_share: float = 0.2, seed: int = 0, *, classes: Sequence[str] = ()
+    labels: NDArray[np.int64],
+    test_share: float = 0.2,
+    seed: int = 0,
+    *,
+    classes: Sequence[str] = (),
+    groups: NDArray[np.int64] | None = None,
 ) -> NDArray[np.str_]:
     """Return (N,) 'train' or 'test', every class in both; rows without a label (-1) are train.
 
-    `classes` serve the message only. SelfsightError if a class has a single image, or none has a label.
+    With `groups` (N,) labeled rows of one group are in one part, and a class may miss in the test. `classes` serve the
+    message only. SelfsightError if a class has a single image or is in a single group, or none has a label.
     """
     by_class = _by_class(labels, np.arange(len(labels)))
     if not by_class:
         raise SelfsightError("no image has a label, so no labeled test part can be held out")
     split = np.full(len(labels), "train", dtype="<U5")
+    if groups is not None:
+        known = np.flatnonzero(labels >= 0)
+        for label, members in by_class.items():
+            if len(np.unique(groups[members])) == 1:
+                raise SelfsightError(
+                    f"class {_name(label, classes)} is in a single group; to hold out a test part it needs two or more"
+                )
+        parts = min(max(2, round(1 / test_share)), len(np.unique(groups[known])))
+        with warnings.catch_warnings(action="ignore"):  # of classes that are rarer than parts
+            folds = StratifiedGroupKFold(parts, shuffle=True, random_state=seed).split(
+                known, labels[known], groups[known]
+            )
+            fine = (held for taught, held in folds if len(np.unique(labels[known[taught]])) == len(by_class))
+            held = next(fine, None)
+        if held is None:
+            raise SelfsightError("the groups are too few to hold out a test part that leaves every class to learn from")
+        split[known[held]] = "test"
+        return split
     random = np.random.default_rng(seed)
     for label, members in by_class.items():
         if len(members) == 1:
@@ -65,6 +91,14 @@ def few_labels(
     if not chosen:
         raise SelfsightError("labels: none of these images has a label")
     return np.sort(np.concatenate(chosen))
+
+
+def whole_groups(groups: NDArray[np.int64], share: float, seed: int) -> NDArray[np.bool_]:
+    """Return which rows (N,) to set apart: groups at random, together about this share of them, but one at least."""
+    _, number, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    order = np.random.default_rng([seed, 1]).permutation(len(sizes))
+    count = int(np.searchsorted(sizes[order].cumsum(), share * len(groups), side="right"))
+    return np.isin(number, order[: max(1, count)])
 
 
 class ManyLabels(Protocol):

@@ -1,5 +1,6 @@
 """Listing: what a data set consists of, before anything is decoded."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,8 @@ class Listing:
     skipped: Sequence[Skipped] = ()
     identity: str | None = None
     """Changes when any picture may have changed; None if that cannot be known, so nothing is cached on disk."""
+    groups: NDArray[np.int64] | None = None
+    """(N,) as in ImageSet."""
 
     @property
     def files(self) -> Sequence[str] | None:
@@ -50,6 +53,7 @@ class Listing:
             labels=None if self.labels is None else self.labels[rows],
             classes=self.classes,
             split=None if self.split is None else self.split[rows],
+            groups=None if self.groups is None else self.groups[rows],
         )
 
     def image_set(
@@ -67,6 +71,7 @@ class Listing:
             classes=self.classes,
             split=None if self.split is None else self.split[kept],
             skipped=skipped,
+            groups=None if self.groups is None else self.groups[kept],
         )
 
 
@@ -101,7 +106,7 @@ def two_way_split(words: Sequence[str], source: str) -> NDArray[np.str_]:
     A validation part is the test part where there is no other, else it joins the train part.
     SelfsightError for a word that names no part.
     """
-    lower = [word.strip().lower() for word in words]
+    lower = [part_word(word) for word in words]
     has_test = any(SPLIT_WORDS.get(word) == "test" for word in lower)
     known = SPLIT_WORDS | dict.fromkeys(VALIDATION_WORDS, "train" if has_test else "test")
     for word, original in zip(lower, words, strict=True):
@@ -112,4 +117,9 @@ def two_way_split(words: Sequence[str], source: str) -> NDArray[np.str_]:
 
 def is_split_word(word: str) -> bool:
     """Return whether a folder of this name holds a part of a data set rather than a class."""
-    return word.lower() in SPLIT_WORDS.keys() | VALIDATION_WORDS
+    return part_word(word) in SPLIT_WORDS.keys() | VALIDATION_WORDS
+
+
+def part_word(name: str) -> str:
+    """Return a part's name as a word of these: train2017 is the train part."""
+    return re.sub(r"(19|20)\d\d$", "", name.strip().lower())

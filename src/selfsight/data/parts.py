@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 
 from selfsight.data.annotations import CLASS_FILES, Findings, Problem, Size
 from selfsight.data.decode import EXTENSIONS
-from selfsight.data.listing import SPLIT_WORDS, UNLABELLED_WORDS, VALIDATION_WORDS, is_split_word, two_way_split
+from selfsight.data.listing import (
+    SPLIT_WORDS,
+    UNLABELLED_WORDS,
+    VALIDATION_WORDS,
+    is_split_word,
+    part_word,
+    two_way_split,
+)
 from selfsight.errors import SelfsightError
 
 MAX_CLASSES = 10_000  # a larger number is a slip
@@ -107,8 +114,7 @@ def read_everything(path: str | Path, detect: Detect[T], strict: bool, part: str
 
 def part_folders(folder: Path) -> list[tuple[str, Path]]:
     """Return the subfolders named train, val, test or the like, in this order, as (name, folder)."""
-    # train2017 is the train part
-    found = [(entry.name.rstrip("0123456789"), entry) for entry in folder.iterdir() if entry.is_dir()]
+    found = [(part_word(entry.name), entry) for entry in folder.iterdir() if entry.is_dir()]
     return in_order([(word, entry) for word, entry in found if is_split_word(word)])
 
 
@@ -121,8 +127,9 @@ def in_order(parts: Sequence[tuple[str, Path]]) -> list[tuple[str, Path]]:
 def paired_folders(folder: Path, beside: str) -> list[tuple[str, Path, Path]]:
     """Return (part, images, labels) if there are `images/` and the folder `beside` it.
 
-    The parts may lie in these two: images/train, images/test; images/unlabeled is left out. SelfsightError where
-    something else lies beside train and test.
+    The parts may lie in these two: images/train, images/test. Left out are images/unlabeled, and a test part without
+    labels beside a validation part with some, as COCO's. SelfsightError where something else lies beside train and
+    test.
     """
     images, labels = folder / "images", folder / beside
     if not (images.is_dir() and labels.is_dir()):
@@ -135,14 +142,17 @@ def paired_folders(folder: Path, beside: str) -> list[tuple[str, Path, Path]]:
         if (entry.is_dir() or entry.suffix.lower() in EXTENSIONS)
         and not entry.name.startswith(".")
         and entry not in inner
-        and entry.name.lower() not in UNLABELLED_WORDS
+        and part_word(entry.name) not in UNLABELLED_WORDS
     ]
     if len(parts) > 1 and others:
         named = " and ".join(entry.name for entry in inner)
         raise SelfsightError(f"{others[0]}: lies beside {named}; move it elsewhere")
     if not parts or others:
         return [("", images, labels)]
-    return [(word, folder, labels / folder.name) for word, folder in parts]
+    found = [(word, folder, labels / folder.name) for word, folder in parts]
+    held = {_part(word): there.is_dir() for word, _, there in found}
+    hidden = held.get("val", False) and not held.get("test", True)
+    return [part for part in found if not (hidden and _part(part[0]) == "test")]
 
 
 def coco_files(path: Path) -> list[tuple[str, Path]]:
@@ -152,8 +162,7 @@ def coco_files(path: Path) -> list[tuple[str, Path]]:
     for folder in (path, path / "annotations"):
         for pattern in ("annotations.json", "_annotations.coco.json", "instances*.json"):
             if files := [file for file in folder.glob(pattern) if file.is_file()]:
-                # instances_train2017.json is the train part
-                words = [file.stem.removeprefix("instances").strip("_-").rstrip("0123456789") for file in files]
+                words = [part_word(file.stem.removeprefix("instances").strip("_-")) for file in files]
                 return in_order(list(zip(words if len(files) > 1 else [""], files, strict=True)))
     return []
 

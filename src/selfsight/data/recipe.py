@@ -18,6 +18,7 @@ from selfsight.data.decode import (
     Stretch,
     as_array,
     fetch,
+    holds_bands,
     nothing_readable,
     open_image,
     quiet_decoders,
@@ -94,7 +95,7 @@ class _Look:
 
 
 def _look(picture: Picture, row: int, channels: int | None) -> _Look:
-    if isinstance(picture, str) and not picture.lower().endswith(".npy"):
+    if isinstance(picture, str) and not holds_bands(picture):
         with reasons(), Path(picture).open("rb") as file, open_image(file) as image:
             return _look(image, row, channels)
     with reasons():
@@ -117,7 +118,7 @@ def _is_grey(image: Image.Image) -> bool:
 def _deep_values(picture: Picture) -> NDArray[Any]:
     """Return some (values, bands) of an image of more than 8 bits."""
     with reasons():
-        if isinstance(picture, str) and not picture.lower().endswith(".npy"):
+        if isinstance(picture, str) and not holds_bands(picture):
             with Path(picture).open("rb") as file, open_image(file) as image:
                 array = np.asarray(image)
         else:
