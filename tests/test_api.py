@@ -94,6 +94,11 @@ def test_labels_that_a_training_saw_are_not_tested_on(digits: Digits, tmp_path: 
             other = selfsight.TrainConfig(test=str(tmp_path / "split.npz"))
             with pytest.raises(selfsight.SelfsightError, match="supcon has seen all labels"):
                 run.train(str(tmp_path / "split.npz"), config=other)
+            turned = np.where(split == "train", "test", "train")
+            np.savez(tmp_path / "split.npz", images=digits[0][:200], labels=digits[1][:200], split=turned)
+            with pytest.raises(selfsight.SelfsightError, match="put its train and test part back"):
+                run.evaluate(config=config)
+            np.savez(tmp_path / "split.npz", images=digits[0][:200], labels=digits[1][:200], split=split)
             continue
         with pytest.raises(selfsight.SelfsightError, match="supcon has seen all labels"):
             run.evaluate(config=config)

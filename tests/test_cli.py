@@ -95,6 +95,11 @@ def test_the_main_path(
     assert selfsight(monkeypatch, "select", run, few, "-n", 7, "--out", chosen) == 1
     assert "holds labels, which would be lost" in " ".join(capsys.readouterr().err.split())
     assert chosen.read_text().endswith(",7")
+    for table in ("path,label\na.png,Bär\n".encode("latin-1"), b"path;label\na.png;cat\n", b"path,Label\na.png,cat\n"):
+        chosen.write_bytes(table)  # as a spreadsheet saves it
+        assert selfsight(monkeypatch, "select", run, few, "-n", 7, "--out", chosen) == 1
+        assert "holds labels, which would be lost" in " ".join(capsys.readouterr().err.split())
+        assert chosen.read_bytes() == table
     assert selfsight(monkeypatch, "select", run, folder, "-n", 3) == 1
     assert "--ignore-labels" in capsys.readouterr().err
     assert selfsight(monkeypatch, "select", run, folder, "-n", 3, "--ignore-labels", "--json") == 0

@@ -46,6 +46,26 @@ def run(
     return compare(data, CompareConfig(methods), training, evaluation)
 
 
+def test_intervals_are_over_trainings_where_there_are_some(data: Path, tmp_path: Path) -> None:
+    training = Pretrain(out=tmp_path / "out", backbone="test_resnet", epochs=0.5, batch_size=40, seed=3)
+    one, three = (
+        compare(data, CompareConfig(("rotation",), trainings=count), training, replace(FEW, protocols=("knn",)))
+        for count in (1, 3)
+    )
+    own = [row for row in three.rows if row.method == "rotation"]
+    assert [row.seed for row in own] == [3, 4, 5]
+    draws = [row.value for row in one.rows if row.method == "rotation"]
+    assert len(draws) == 2
+    assert own[0].value == pytest.approx(sum(draws) / 2), "a training counts with the mean of its draws"
+    runs = [RunFolder(tmp_path / "out" / name) for name in ("rotation", "rotation-seed4", "rotation-seed5")]
+    assert len({run.weights_file.read_bytes() for run in runs}) == 3
+    baselines = [row.method for row in three.rows if row.method != "rotation"]
+    assert baselines == [row.method for row in one.rows if row.method != "rotation"], "they are measured once"
+    assert not [row for run in runs[1:] for row in read_rows(run.results_file) if row.method != "rotation"]
+    with pytest.raises(SelfsightError, match="--trainings 0"):
+        CompareConfig(trainings=0)
+
+
 def words_of(comparison: Comparison) -> str:
     console = Console(width=60, record=True)
     print_comparison(comparison, console)

@@ -79,6 +79,27 @@ def test_safetensors_and_a_vit(tmp_path: Path) -> None:
     assert torch.equal(run.load_backbone()(x), model(x))
 
 
+@pytest.mark.parametrize("pool", ["token", "avg"])
+def test_a_vit_of_other_patches_and_heads(tmp_path: Path, pool: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """As solo-learn's on CIFAR; without --heads the tensors would fit, and the features be others."""
+    torch.manual_seed(0)
+    settings: dict[str, Any] = {"num_classes": 0, "img_size": SIZE, "patch_size": 4, "num_heads": 12}
+    model = timm.create_model("vit_tiny_patch16_224", global_pool=pool, fc_norm=False, **settings).eval()
+    state = {f"backbone.{k}": v for k, v in model.state_dict().items()} | {"decoder.weight": torch.zeros(1)}
+    torch.save({"state_dict": state}, tmp_path / "last.ckpt")
+    x = torch.rand(2, 3, SIZE, SIZE)
+    asked = tmp_path / "last.ckpt", "vit_tiny_patch16_224", SIZE, IMAGENET_MEAN, IMAGENET_STD
+    run = convert(asked[0], tmp_path / "run", *asked[1:], heads=12, mean_tokens=pool == "avg")
+    with torch.no_grad():
+        expected = model(normalized(x))
+        assert torch.allclose(run.load_backbone()(x), expected, atol=1e-5)
+        plain = convert(asked[0], tmp_path / "plain", *asked[1:], mean_tokens=pool == "avg")
+        assert not torch.allclose(plain.load_backbone()(x), expected, atol=1e-4)
+    assert "have --heads 12" in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(SelfsightError, match="--image-size 30: its patches of 4 pixels don't divide it"):
+        convert(asked[0], tmp_path / "odd", asked[1], 30, *asked[3:])
+
+
 def test_nothing_of_it_stays_random(tmp_path: Path) -> None:
     """A ViT's places are resampled to another size; a stem of other channels is an error, though all else fits."""
     torch.manual_seed(0)

@@ -17,12 +17,12 @@ from selfsight.run import RunFolder
 
 
 def finished(
-    path: Path, name: str, size: int, channels: int = 3, mean_tokens: bool = False
+    path: Path, name: str, size: int, channels: int = 3, mean_tokens: bool = False, stride: int = 2
 ) -> tuple[RunFolder, Backbone]:
     """Return a run whose weights are random, with BatchNorm statistics as after training."""
     spec = backbones.plan(name, size, channels, (0.4,) * channels, (0.2,) * channels, mean_tokens=mean_tokens)
     torch.manual_seed(0)
-    backbone = backbones.create(spec)
+    backbone = backbones.create(spec if stride == 2 else backbones.with_stem(spec, stride, 1))
     for module in backbone.modules():
         if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None and module.running_var is not None:
             module.running_mean.normal_(0, 0.1)
@@ -34,20 +34,22 @@ def finished(
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "channels", "mean_tokens"),
+    ("name", "size", "channels", "mean_tokens", "stride"),
     [
-        ("resnet18", 28, 1, False),
-        ("resnet18", 64, 3, False),
-        ("resnet18", 96, 3, False),
-        ("resnet10t", 32, 3, False),
-        ("vit_tiny_patch16_224", 32, 3, False),
-        ("vit_tiny_patch16_224", 32, 3, True),
+        ("resnet18", 28, 1, False, 2),
+        ("resnet18", 64, 3, False, 2),
+        ("resnet18", 96, 3, False, 2),
+        ("resnet10t", 32, 3, False, 2),
+        ("resnet18", 32, 3, False, 1),
+        ("resnet10t", 32, 3, False, 1),
+        ("vit_tiny_patch16_224", 32, 3, False, 2),
+        ("vit_tiny_patch16_224", 32, 3, True, 2),
     ],
 )
 def test_timm_loads_the_exported_weights_and_answers_the_same(
-    tmp_path: Path, name: str, size: int, channels: int, mean_tokens: bool
+    tmp_path: Path, name: str, size: int, channels: int, mean_tokens: bool, stride: int
 ) -> None:
-    run, backbone = finished(tmp_path / "run", name, size, channels, mean_tokens)
+    run, backbone = finished(tmp_path / "run", name, size, channels, mean_tokens, stride)
     file = export.export(run, "timm")
     about = json.loads(file.with_suffix(".json").read_text())
     model: Any = timm.create_model(about["architecture"], **about["arguments"])

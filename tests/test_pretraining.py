@@ -1,6 +1,7 @@
 """The run around the learning: its folder, what is written there, and what is refused."""
 
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
@@ -11,12 +12,15 @@ from PIL import Image
 
 from selfsight import backbones, pretraining
 from selfsight.api import Run
+from selfsight.data import ImageSet
 from selfsight.errors import SelfsightError, StoppedError
 from selfsight.locks import locked
+from selfsight.methods import Facts
+from selfsight.methods.deepcluster_v2 import DeepClusterV2
 from selfsight.methods.simclr import SimCLR
 from selfsight.pretraining import pretrain
 from selfsight.run import RunFolder
-from selfsight.training import Pretrain, Trainee, fit
+from selfsight.training import Pretrain, Trainee, fit, prepare
 from tests.test_training import Digits, train
 
 
@@ -47,6 +51,8 @@ def test_refuses_to_overwrite_a_run(digits: Digits, tmp_path: Path) -> None:
     train(digits[0][:64], tmp_path / "run", batch_size=32)
     with pytest.raises(SelfsightError, match="is finished"):
         train(digits[0][:64], tmp_path / "run")
+    before = (tmp_path / "run" / "config.json").read_bytes()
+    assert train(digits[0][:64], tmp_path / "run", resume=True).config_file.read_bytes() == before, "nothing to do"
 
 
 @pytest.fixture
@@ -79,6 +85,9 @@ def test_a_file_that_is_damaged_meanwhile_is_listed(
         ({"batch_size": 0}, "--batch-size 0"),
         ({"backbone": "resnet1000"}, "--backbone resnet1000"),
         ({"pretrained": "/no/such.safetensors"}, "no such file"),
+        ({"patch_size": 8}, "--patch-size 8: test_resnet is not a ViT"),
+        ({"stem_stride": 1, "backbone": "test_vit"}, "--stem-stride 1: test_vit has no stem"),
+        ({"patch_size": 5, "backbone": "test_vit"}, "--patch-size 5: does not divide views of 16 pixels"),
         ({"optimizer": "lars"}, "--optimizer lars: give its --lr too; 0.008 is muon's"),
     ],
 )
@@ -166,12 +175,38 @@ def test_a_run_goes_on_with_what_was_chosen_for_it_and_with_nothing_else(
     with pytest.raises(SelfsightError, match=r"begun with other images \(64, now 65\)"):
         pretrain(digits[0][:65], "simclr", Pretrain(out=stopped.path, resume=True))
     assert stopped.config() == begun, "a refusal changes nothing"
+    stopped.write_config(begun | {"pretrain": begun["pretrain"] | {"cache": False}})
+    begun = stopped.config()
+    seen: list[Pretrain] = []
+
+    def noted(data: object, config: Pretrain) -> tuple[ImageSet, Facts]:
+        seen.append(config)
+        return prepare(data, config)
+
+    monkeypatch.setattr(pretraining, "prepare", noted)
     # On a machine where other things would be chosen: the run's own count.
     monkeypatch.setattr("selfsight.training.new_backbone", None)
     run = pretrain(images, "simclr", Pretrain(out=stopped.path, resume=True, checkpoint_minutes=1.0))
     assert run is not None
     assert run.config()["measured"]["steps"] == 16
+    assert (seen[0].cache, seen[0].checkpoint_minutes) == (False, 1.0), "what makes no difference is asked for anew"
     assert run.config()["pretrain"] == begun["pretrain"]
+
+
+def test_what_the_data_limits_and_paths_written_otherwise_are_the_same_settings(
+    digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = train(digits[0][:64], tmp_path / "first", batch_size=32)
+    asked, images = DeepClusterV2.Config(prototypes=500), digits[0][:64]  # 16 at most
+    begun = Pretrain(out=tmp_path / "run", epochs=2, batch_size=32, pretrained=f"{first.path}/")
+    with monkeypatch.context() as patch:
+        patch.setattr(DeepClusterV2, "after_step", lambda *_: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(StoppedError):
+            pretrain(images, "deepcluster_v2", begun, asked)
+    again = replace(begun, pretrained=str(first.path), resume=True)
+    with pytest.raises(SelfsightError, match=r"--prototypes 8: .* was begun with 16"):
+        pretrain(images, "deepcluster_v2", again, DeepClusterV2.Config(prototypes=8))
+    assert pretrain(images, "deepcluster_v2", again, asked)
 
 
 def test_a_run_that_died_before_its_first_checkpoint_starts_anew_with_other_flags(

@@ -73,7 +73,7 @@ def test_training_is_repeatable_and_lowers_the_loss(digits: Digits, tmp_path: Pa
 @pytest.mark.parametrize("extra", [[], ["--ema", "0.9", "--accumulate", "2"]])
 def test_a_killed_run_resumes_to_the_same_weights(digits_file: Path, tmp_path: Path, extra: list[str]) -> None:
     """After kill -9 in the middle and --resume the weights are bit-equal to those of an uninterrupted run."""
-    flags = [*BASE, "--epochs", 4, "--checkpoint-minutes", 0.002, *extra]
+    flags = [*BASE, "--epochs", 1, "--checkpoint-minutes", 0.002, *extra]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     subprocess.run(command(tmp_path, digits_file, whole, *flags), check=True, env=environment())
     job = subprocess.Popen(command(tmp_path, digits_file, killed, *flags), env=environment())
@@ -95,7 +95,9 @@ def test_a_killed_run_resumes_to_the_same_weights(digits_file: Path, tmp_path: P
     assert steps[0] == steps[1], "the curve has each step once"
 
 
-def test_ctrl_c_leaves_a_resumable_run(digits_file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_a_resumable_run(digits_file: Path, tmp_path: Path, sent: signal.Signals) -> None:
+    """Ctrl-C, and what a cluster sends before it takes the machine away."""
     out = tmp_path / "run"
     job = subprocess.Popen(
         command(tmp_path, digits_file, out, *BASE, "--epochs", 300),
@@ -106,7 +108,7 @@ def test_ctrl_c_leaves_a_resumable_run(digits_file: Path, tmp_path: Path) -> Non
     while len(RunFolder(out).metrics()) < 2:
         assert job.poll() is None
         time.sleep(0.05)
-    job.send_signal(signal.SIGINT)
+    job.send_signal(sent)
     words = job.communicate(timeout=60)[1]
     assert job.returncode == 1
     assert "continue with --resume" in words
@@ -179,8 +181,32 @@ def test_starts_from_another_run(digits: Digits, tmp_path: Path) -> None:
     )
     places = [r.load_backbone().state_dict()["model.pos_embed"].shape[1] for r in (vit, larger)]
     assert places[0] < places[1], "a ViT's places are resampled"
+    with pytest.raises(SelfsightError, match=r"--patch-size 8: .*vit has 2"):
+        train(digits[0][:128], tmp_path / "other", backbone="auto", pretrained=str(vit.path), patch_size=8)
     with pytest.raises(SelfsightError, match=r"first: is test_resnet for 1 channels"):
         train(digits[0][:128], tmp_path / "other", backbone="resnet18", pretrained=str(first.path))
+
+
+def test_a_vit_has_patches_of_the_size_asked_for(digits: Digits, tmp_path: Path) -> None:
+    vit = train(digits[0][:64], tmp_path / "vit", backbone="test_vit", patch_size=4).load_backbone()
+    assert vit.patches() == 16
+    assert vit.state_dict()["model.patch_embed.proj.weight"].shape[-2:] == (4, 4)
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "test_resnet"])
+def test_a_resnet_has_the_stem_of_the_literature_if_asked(digits: Digits, tmp_path: Path, name: str) -> None:
+    usual, asked = (
+        train(digits[0][:64], tmp_path / str(stride), backbone=name, stem_stride=stride).load_backbone()
+        for stride in (2, 1)
+    )
+    assert asked.reduction == usual.reduction // 2
+    for backbone in (usual, asked):
+        assert backbone.pyramid(torch.zeros(1, 1, 32, 32))[-1].shape[-1] == 32 // backbone.reduction
+
+
+def test_images_have_the_channels_asked_for(photo: NDArray[np.uint8], tmp_path: Path) -> None:
+    run = train(np.stack([photo[:32, :32]] * 8), tmp_path / "grey", batch_size=4, channels=1)
+    assert run.load_backbone().spec.channels == 1
 
 
 def test_a_fraction_of_the_training_images_is_the_same_for_a_seed(digits: Digits) -> None:

@@ -94,9 +94,11 @@ class Run:
         """Return whether and where decoded images are kept: as asked, or as in the run's training."""
         begun = self.folder.config().get("pretrain", {})
         place = begun.get("cache_dir")
+        if cache is None:
+            cache = cache_dir is not None or begun.get("cache", True)
         if cache_dir is None and place and Path(place).is_dir():  # on another machine it may not be there
             cache_dir = Path(place)
-        return {"cache": begun.get("cache", True) if cache is None else cache, "cache_dir": cache_dir}
+        return {"cache": cache, "cache_dir": cache_dir}
 
     def embed(self, data: Any) -> Embedding:
         """Return one feature vector an image.
@@ -198,8 +200,9 @@ class Run:
 
         The rows are also appended to the run's results.jsonl.
         """
+        if methods.saw_labels(self.folder.config()):
+            self._require_unseen(self.images(data))  # opened as in training: else the damaged are left out
         images = self.images(data, verify=True)
-        self._require_unseen(images)
         return evaluate_backbone(
             self.backbone(),
             images,
@@ -214,14 +217,17 @@ class Run:
     def _require_unseen(self, images: ImageSet) -> None:
         """Raise SelfsightError where the run's training has seen the labels of images that would be held out."""
         config = self.folder.config()
-        if not methods.saw_labels(config):
-            return
         if images.split is not None and config.get("parts_digest", images.parts_digest()) == images.parts_digest():
             return
         if images.source == config["data"] or images.digest() == config.get("data_digest"):
+            remedy = (
+                "train it on data with a train and a test part"
+                if images.split is None
+                else "put its train and test part back as they were in its training"
+            )
             raise SelfsightError(
-                f"{self.path}: {self.method} has seen all labels of {images.source}; "
-                "measure it on other images, or train it on data with a train and a test part"
+                f"{self.path}: {self.method} has seen all labels that it trained on; "
+                f"measure it on other images than {images.source}, or {remedy}"
             )
 
     def trained_method(self) -> Method:

@@ -61,6 +61,8 @@ class BackboneSpec:
     """Stride and padding of a small stem's convolution; converted checkpoints have a stride of 1, and no pool."""
     mean_tokens: bool = False
     """For ViTs: features are the mean of the patches' tokens, whatever timm takes, which is mostly the class token."""
+    heads: int | None = None
+    """For ViTs: of attention, in each block; None is the architecture's own."""
 
     def stem_pool(self) -> nn.Module:
         """Return what a small stem has in the place of timm's max-pool."""
@@ -75,6 +77,8 @@ class BackboneSpec:
                 "patch_size": self.patch_size,
                 "dynamic_img_size": True,
             }
+        if self.heads is not None:
+            arguments["num_heads"] = self.heads
         if is_model_in_modules(self.name, ("swin_transformer", "swin_transformer_v2")):
             arguments["strict_img_size"] = False  # else it takes images of 224 pixels only
         return arguments
@@ -94,14 +98,19 @@ def plan(
     """Choose stem and patch for this image size.
 
     ResNets get a small stem up to 64 pixels; a ViT's patch is made smaller until at least 6 x 6 patches cover the
-    image. Pretrained weights keep the stem and patch that they were trained with.
+    image, unless `patch_size` says its side. Pretrained weights keep the stem and patch that they were trained with.
 
-    Raises SelfsightError, which names the `flag`, for a name that timm doesn't know.
+    Raises SelfsightError, which names the `flag`, for a name that timm doesn't know; and for a patch size that does not
+    divide the image's, or of a network that isn't a ViT.
     """
     if not timm.is_model(name):
         near = timm.list_models(f"*{name.split('_')[0][:6]}*")[:5]
         hint = f"; near it: {', '.join(near)}" if near else ""
         raise SelfsightError(f"{flag} {name}: timm has no model of this name{hint}")
+    if patch_size is not None and not is_vit(name):
+        raise SelfsightError(f"--patch-size {patch_size}: {name} is not a ViT; leave it out, or name one with {flag}")
+    if patch_size is not None and image_size % patch_size:
+        raise SelfsightError(f"--patch-size {patch_size}: does not divide views of {image_size} pixels")
     if is_vit(name) and patch_size is None:
         patch_size = _patch_size(name, image_size, pretrained)
     small = is_model_in_modules(name, "resnet") and image_size <= SMALL and not pretrained
@@ -288,6 +297,11 @@ def use_small_stem(model: Any, pool: nn.Module, stride: int, padding: int) -> No
         old = model.conv1
         model.conv1 = nn.Conv2d(old.in_channels, old.out_channels, 3, stride, padding, bias=False)
         nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    elif isinstance(
+        model.conv1, nn.Sequential
+    ):  # several small ones, as resnet10t's, of which the first has the stride
+        first: Any = model.conv1[0]
+        first.stride = (stride, stride)
 
 
 def create(spec: BackboneSpec) -> Backbone:

@@ -237,7 +237,7 @@ def duplicates_verb(argv: list[str]) -> None:
 def select_verb(argv: list[str]) -> None:
     """Choose which images to label next, so that few labels say much."""
     from selfsight import api
-    from selfsight.run import read_table, write_table
+    from selfsight.run import unfilled, write_table
     from selfsight.search import Strategy
 
     @dataclass(frozen=True)
@@ -260,14 +260,15 @@ def select_verb(argv: list[str]) -> None:
         shared: OmitArgPrefixes[Shared] = field(default_factory=Shared)
 
     asked = tyro.cli(Arguments, args=argv, prog="selfsight select", description=select_verb.__doc__)
-    if asked.out is not None and any(row.get("label") for row in read_table(asked.out)):
+    columns = ["path", "label"]
+    if asked.out is not None and not unfilled(asked.out, columns):
         raise SelfsightError(f"--out {asked.out}: holds labels, which would be lost; choose another file")
     chosen = api.load(asked.run).select(
         asked.data, asked.n, asked.strategy, asked.seed, ignore_labels=asked.ignore_labels
     )
     paths = [entry.file or entry.name for entry in chosen]
     if asked.out is not None:
-        write_table(asked.out, ["path", "label"], [[path, ""] for path in paths])
+        write_table(asked.out, columns, [[path, ""] for path in paths])
     show({"images": paths} | ({"out": str(asked.out)} if asked.out else {}), asked.shared, "\n".join(paths))
 
 
@@ -480,12 +481,26 @@ def convert_verb(argv: list[str]) -> None:
         """Mean of each channel in [0, 1] that it was trained with, one for grey images; by default ImageNet's."""
         std: tuple[float, ...] = IMAGENET_STD
         """Standard deviation of each channel."""
+        heads: int | None = None
+        """Of a ViT's attention, where they are not as many as timm's: solo-learn's MAE and MoCo v3 have 12 in the tiny
+        and the small one. The file doesn't tell."""
+        mean_tokens: bool = False
+        """Features are the mean of a ViT's patches, as MAE's mostly are, instead of the class token."""
         shared: OmitArgPrefixes[Shared] = field(default_factory=Shared)
 
     asked = tyro.cli(Arguments, args=argv, prog="selfsight convert", description=convert_verb.__doc__)
     if len(asked.mean) != len(asked.std):
         raise SelfsightError("--mean and --std: give as many numbers of each")
-    run = convert(asked.checkpoint, asked.out, asked.backbone, asked.image_size, asked.mean, asked.std)
+    run = convert(
+        asked.checkpoint,
+        asked.out,
+        asked.backbone,
+        asked.image_size,
+        asked.mean,
+        asked.std,
+        heads=asked.heads,
+        mean_tokens=asked.mean_tokens,
+    )
     count = run.config()["converted"]["tensors"]
     show({"out": str(run.path), "tensors": count}, asked.shared, f"{run.path}: {asked.backbone}, {count} tensors")
 

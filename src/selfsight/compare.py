@@ -1,5 +1,7 @@
 """Compare pretext tasks: the same backbone, data, budget and seeds for each, beside what needs no pretraining."""
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,13 @@ class CompareConfig:
     """Pretext tasks; those that do not suit the images, as colorization grey ones, are left out and named."""
     teacher: str | None = None
     """Whom distill learns from: a run's folder or the name of a timm model."""
+    trainings: int = 1
+    """Of each method, with --seed and those after it. With two or more, intervals are over trainings, of which each
+    counts with the mean of its draws of labels; with one they are over these draws."""
+
+    def __post_init__(self) -> None:
+        if self.trainings < 1:
+            raise SelfsightError(f"--trainings {self.trainings}: must be 1 or more")
 
 
 def compare(
@@ -42,8 +51,9 @@ def compare(
 ) -> Comparison:
     """Pretrain with each method, measure each with few labels, and write the page that shows them side by side.
 
-    Each method's run is in `training.out`/<method>, beside them report.html, compare.png and compare.json with all
-    figures. What is finished is not done again, what was interrupted goes on: the same call resumes.
+    Each method's run is in `training.out`/<method>, of further trainings in <method>-seed<n>, beside them report.html,
+    compare.png and compare.json with all figures. What is finished is not done again, what was interrupted goes on: the
+    same call resumes.
     The baselines (raw pixels, the untrained network, training from scratch) depend on no method and are measured once.
 
     A method that fails is in the result with its reason, and the others go on. Raises SelfsightError for data without
@@ -66,8 +76,9 @@ def compare(
     # Made here already to say now, and not after hours, what is amiss with the labels.
     task = Task(begun, images, evaluation, "", out, api.default_device())
     untrained = task.fresh(evaluation.seed)
-    for name in names:
-        _require_same(RunFolder(out / name), training, images, config.teacher)
+    seeds = range(training.seed, training.seed + config.trainings)
+    for name, seed in itertools.product(names, seeds):
+        _require_same(_place(out, name, seed, training), replace(training, seed=seed), images, config.teacher)
     comparison = Comparison(
         out=str(out),
         data=images.source,
@@ -85,8 +96,18 @@ def compare(
         try:
             entry = _unsuited(name, facts, images)
             if entry is None:
-                own = replace(training, out=out / name, resume=True)
-                entry, rows = _one(data, images, name, own, evaluation, config)
+                found = []
+                for seed in seeds:
+                    own = replace(training, out=_place(out, name, seed, training).path, resume=True, seed=seed)
+                    # The baselines are the first training's.
+                    measured = evaluation if seed == training.seed else replace(evaluation, baselines=False)
+                    found.append(_one(data, images, name, own, measured, config))
+                figures = [figures for figures, _ in found]
+                means = {
+                    k: sum(f[k] for f in figures) / len(figures) for k in figures[0] if all(k in f for f in figures)
+                }
+                entry = Entry(name, "done", figures=means)
+                rows = found[0][1] if len(seeds) == 1 else _by_training([rows for _, rows in found], seeds)
         except StoppedError as error:
             raise SelfsightError(f"{out}: stopped in {name}; the same command goes on from there") from error
         except SelfsightError as error:
@@ -98,6 +119,24 @@ def compare(
     if all(entry.state != "done" for entry in comparison.entries):
         raise SelfsightError(f"no method came through; {comparison.entries[0].method}: {comparison.entries[0].reason}")
     return comparison
+
+
+def _place(out: Path, name: str, seed: int, training: Pretrain) -> RunFolder:
+    """Return the folder of a method's training with this seed."""
+    return RunFolder(out / (name if seed == training.seed else f"{name}-seed{seed}"))
+
+
+def _by_training(found: Sequence[Sequence[Row]], seeds: Sequence[int]) -> list[Row]:
+    """Return one row a training instead of one a draw of labels, with their mean; baselines' rows as they are."""
+    rows = [row for row in found[0] if row.method in BASELINES]
+    for seed, own in zip(seeds, found, strict=True):
+        draws: dict[tuple[str, str], list[Row]] = {}
+        for row in own:
+            if row.method not in BASELINES:
+                draws.setdefault((row.protocol, repr(row.labels)), []).append(row)
+        for some in draws.values():
+            rows.append(replace(some[0], seed=seed, value=sum(row.value for row in some) / len(some)))
+    return rows
 
 
 def _unsuited(name: str, facts: Facts, images: ImageSet) -> Entry | None:
@@ -114,7 +153,7 @@ def _unsuited(name: str, facts: Facts, images: ImageSet) -> Entry | None:
 
 def _one(
     data: Any, images: ImageSet, name: str, training: Pretrain, evaluation: EvaluateConfig, config: CompareConfig
-) -> tuple[Entry, list[Row]]:
+) -> tuple[dict[str, float], list[Row]]:
     """Train and measure a method as far as that is not done; return its figures and results."""
     assert training.out
     folder = RunFolder(training.out)
@@ -129,8 +168,7 @@ def _one(
     if not page.exists() or page.stat().st_mtime < folder.results_file.stat().st_mtime:
         run.report(data)
     measured = folder.config().get("measured", {})
-    figures = {k: v for k, v in measured.items() if v is not None} | _health(run.backbone(), images)
-    return Entry(name, "done", figures=figures), rows
+    return {k: v for k, v in measured.items() if v is not None} | _health(run.backbone(), images), rows
 
 
 def _has_baselines(path: Path) -> bool:

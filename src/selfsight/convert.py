@@ -7,6 +7,7 @@ settings of other libraries become empty shells.
 import pickle
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -16,23 +17,36 @@ from torch import Tensor
 
 from selfsight import backbones
 from selfsight.errors import SelfsightError
+from selfsight.progress import say
 from selfsight.run import RunFolder
 
 TORCHVISION = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
 """A ResNet's parts in order: lightly's examples put them into a Sequential, where they go by their numbers."""
 SOLO_STEM, PLAIN_STEM = (1, 2), (1, 1)
 """Stride and padding of a 3 x 3 stem for small images: solo-learn's, which adds a border of two pixels, and others'."""
+AS_MAE = ("decoder.", "momentum_projector.")
+"""Begins of what solo-learn keeps beside a ViT in methods for which it gives small ones more heads than timm."""
 
 
 def convert(
-    checkpoint: Path, out: Path, backbone: str, image_size: int, mean: tuple[float, ...], std: tuple[float, ...]
+    checkpoint: Path,
+    out: Path,
+    backbone: str,
+    image_size: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    *,
+    heads: int | None = None,
+    mean_tokens: bool = False,
 ) -> RunFolder:
     """Write the backbone of another library's checkpoint as a run, which all verbs but `pretrain --resume` take.
 
     Its pretext task and its images are not known: `show` draws what the backbone looks at, and `report` must be told
     which images to show.
 
-    `backbone` is timm's name of the architecture. Where several networks are in the checkpoint the first counts, which
+    `backbone` is timm's name of the architecture; its patches are as large as in the checkpoint, which doesn't tell how
+    many `heads` a ViT's attention has (None: as timm's), nor whether features are the mean of its patches' tokens
+    instead of timm's, mostly the class token. Where several networks are in the checkpoint the first counts, which
     is the student; of a file with a `teacher` and a `student` part, as DINO's, the teacher. Raises SelfsightError where
     the file or the architecture is not it, and where `out` is taken.
     """
@@ -41,9 +55,20 @@ def convert(
         raise SelfsightError(f"--out {out}: is not empty; choose another folder")
     state = tensors(checkpoint)
     channels = len(mean)
-    spec = backbones.plan(backbone, image_size, channels, mean, std, pretrained=True)
+    spec = backbones.plan(backbone, image_size, channels, mean, std, pretrained=True, mean_tokens=mean_tokens)
+    spec = replace(spec, heads=heads)
     model = backbones.create(spec).model
     found = best_part(state, model.state_dict())
+    patches = found.get("patch_embed.proj.weight")
+    if spec.patch_size is not None and patches is not None and patches.shape[-1] != spec.patch_size:
+        if image_size % patches.shape[-1]:
+            raise SelfsightError(
+                f"--image-size {image_size}: its patches of {patches.shape[-1]} pixels don't divide it"
+            )
+        spec = replace(spec, patch_size=int(patches.shape[-1]))
+        model = backbones.create(spec).model
+    if spec.patch_size is not None and heads is None and any(name.startswith(AS_MAE) for name in state):
+        say(f"{checkpoint}: of solo-learn's MAE or MoCo v3? Then its tiny and small ViTs have --heads 12")
     stem = found.get("conv1.weight")
     small = stem is not None and stem.shape[-1] == 3
     if small and model.conv1.weight.shape[-1] == 7:  # solo-learn keeps a classifier of its own beside the backbone

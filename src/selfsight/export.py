@@ -83,11 +83,14 @@ def _timm(backbone: Backbone, out: Path) -> float:
     if spec.small_stem:
         model.maxpool = spec.stem_pool()
         stride, padding = spec.stem
-        model.conv1.stride, model.conv1.padding = (stride, stride), (padding + 2, padding + 2)  # 3x3 within its 7x7
-        edits = [
-            f"model.maxpool = torch.nn.{model.maxpool!r}",
-            f"model.conv1.stride, model.conv1.padding = {model.conv1.stride}, {model.conv1.padding}",
-        ]
+        edits = [f"model.maxpool = torch.nn.{model.maxpool!r}"]
+        if isinstance(model.conv1, torch.nn.Sequential):  # of small convolutions, of which the first has the stride
+            first: Any = model.conv1[0]
+            first.stride = (stride, stride)
+            edits.append(f"model.conv1[0].stride = {first.stride}")
+        else:
+            model.conv1.stride, model.conv1.padding = (stride, stride), (padding + 2, padding + 2)  # 3x3 within its 7x7
+            edits.append(f"model.conv1.stride, model.conv1.padding = {model.conv1.stride}, {model.conv1.padding}")
     if spec.mean_tokens:
         model.global_pool, model.fc_norm = "avg", torch.nn.Identity()
         edits.append("model.global_pool, model.fc_norm = 'avg', torch.nn.Identity()")

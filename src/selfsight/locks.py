@@ -11,11 +11,11 @@ from selfsight.progress import say
 
 
 @contextmanager
-def locked(path: Path, busy: str, *, wait: bool = True) -> Iterator[None]:
+def locked(path: Path, busy: str, *, wait: bool = True, remedy: str = "") -> Iterator[None]:
     """Hold the lock of this file; the operating system frees it even if the process is killed.
 
     While another process holds it, say `busy` and wait; or, without `wait`, raise a SelfsightError of these words.
-    SelfsightError, too, where the file can't be written.
+    SelfsightError, too, which ends in `remedy`, where the file can't be written.
     """
     lock = FileLock(path)
     try:
@@ -28,7 +28,8 @@ def locked(path: Path, busy: str, *, wait: bool = True) -> Iterator[None]:
             say(f"{busy}; waiting for it")
             lock.acquire()
     except OSError as error:
-        raise SelfsightError(f"{path.parent}: cannot be written: {(error.strerror or str(error)).lower()}") from error
+        reason = (error.strerror or str(error)).lower()
+        raise SelfsightError(f"{path.parent}: cannot be written: {reason}{remedy}") from error
     try:
         yield
     finally:

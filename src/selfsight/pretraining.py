@@ -37,10 +37,13 @@ def pretrain(data: Any, method: str, config: Pretrain, method_config: Method.Con
     """
     cls = methods.get(method)
     run = RunFolder(config.out or Path("runs") / f"{name_of(data)}-{method.rpartition(':')[2]}")
+    if config.resume and run.weights_file.exists() and run.config()["method"] == method:
+        say(f"{run.path}: is finished")  # a cluster may begin a job again after its end
+        return run if leads() else None
     _require_free(run, config)
-    resumed = run.config() if run.checkpoint_file.exists() else None
+    resumed, asked = run.config() if run.checkpoint_file.exists() else None, method_config or cls.Config()
     if resumed is not None:
-        config, method_config = _resumed(run, method, config, method_config or cls.Config())
+        config, method_config = _resumed(run, method, config, type(asked))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     images, facts = prepare(data, config)
     settings = (method_config or cls.Config()).fit_to(facts)
@@ -57,6 +60,7 @@ def pretrain(data: Any, method: str, config: Pretrain, method_config: Method.Con
                 f"--resume {run.path}: was begun with other images ({resumed['images']:,}, now {facts.images:,}); "
                 "put them back as they were, or choose another --out"
             )
+        require_same(run, resumed["method_config"], asked.fit_to(facts), type(asked)().fit_to(facts))
         module = begin(cls, settings, images, facts, run, config, backbones.spec_from_json(resumed["backbone"]))
     with run.alone():
         _require_free(run, config)  # another process may have trained here meanwhile
@@ -110,18 +114,23 @@ def place_of(data: str | Path) -> str:
     return f"{name_of(data)}-{hashlib.sha256(str(Path(data).resolve()).encode()).hexdigest()[:8]}"
 
 
-def _resumed(run: RunFolder, method: str, config: Pretrain, settings: Method.Config) -> tuple[Pretrain, Method.Config]:
-    """Return the settings that the run was begun with: flags need not be given again.
+def _resumed(
+    run: RunFolder, method: str, config: Pretrain, kind: type[Method.Config]
+) -> tuple[Pretrain, Method.Config]:
+    """Return the settings that the run was begun with, its method's of this `kind`: flags need not be given again.
 
-    Raises SelfsightError where a flag asks for something else, but for those that change nothing of the result.
+    Raises SelfsightError where a flag asks for something else, but for those that change nothing of the result, which
+    are taken as they are asked for now.
     """
     saved = run.config()
     if saved["method"] != method:
         raise SelfsightError(f"--resume {run.path}: was begun with {saved['method']}, not {method}")
-    begun, begun_settings = run.settings(Pretrain, "pretrain"), run.settings(type(settings))
-    require_same(run, saved["pretrain"], config, Pretrain())
-    require_same(run, saved["method_config"], settings, type(settings)())
-    free = {name: getattr(config, name) for name in FREE} | {"out": run.path, "resume": True}
+    begun, begun_settings = run.settings(Pretrain, "pretrain"), run.settings(kind)
+    usual, place = Pretrain(), begun.cache_dir
+    require_same(run, saved["pretrain"], config, usual)
+    free: dict[str, Any] = {"cache_dir": Path(place) if place else None}  # JSON has no paths
+    free |= {name: asked for name in FREE if (asked := getattr(config, name)) != getattr(usual, name)}
+    free |= {"out": run.path, "resume": True}
     chosen = {name: saved["chosen"][name] for name in ("batch_size", "image_size")}
     return replace(begun, **free, **chosen), begun_settings
 
@@ -134,11 +143,17 @@ def require_same(run: RunFolder, saved: dict[str, Any], asked: Any, default: Any
     for name, value in json.loads(json.dumps(asdict(asked), default=str)).items():
         if default is not None and getattr(asked, name) == getattr(default, name):
             continue
-        if name not in FREE and saved.get(name, value) != value:
+        if name not in FREE and not _alike(saved.get(name, value), value):
             raise SelfsightError(
                 f"--{name.replace('_', '-')} {value}: {run.path} was begun with {saved[name]}; "
                 "choose the same, or another --out"
             )
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Return whether two settings are the same, or two ways to write one path."""
+    paths = isinstance(one, str) and isinstance(other, str)
+    return one == other or (paths and Path(one).resolve() == Path(other).resolve())
 
 
 def _write(module: Trainee, method: str, settings: Method.Config, facts: Facts, device: torch.device) -> None:

@@ -15,10 +15,13 @@ from selfsight.nn import process
 
 T = TypeVar("T")
 
+RANKS = ("RANK", "SLURM_PROCID", "NODE_RANK", "GROUP_RANK", "LOCAL_RANK")
+"""Where torchrun, SLURM and Lightning write a process's or a machine's number, before the processes meet."""
+
 
 def leads() -> bool:
     """Return whether this process writes, tests and reports."""
-    return process()[0] == 0 and _local_rank() == 0
+    return process()[0] == 0 and all(os.environ.get(name, "0") == "0" for name in RANKS)
 
 
 def own_device() -> torch.device:
@@ -53,5 +56,5 @@ def _part() -> None:
 
 
 def _local_rank() -> int:
-    """Return this process's number on this machine, which Lightning and torchrun set before the processes meet."""
-    return int(os.environ.get("LOCAL_RANK", 0))
+    """Return this process's number on this machine, which Lightning, torchrun and SLURM set."""
+    return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)

@@ -67,6 +67,17 @@ def read_table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file, restval=""))
 
 
+def unfilled(path: Path, columns: Sequence[str]) -> bool:
+    """Return whether nothing is lost by writing this table: there is none, or its last column is empty."""
+    if not path.exists():
+        return True
+    try:
+        lines = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
+    except (UnicodeDecodeError, csv.Error):
+        return False
+    return not lines or (lines[0] == list(columns) and not any(line[-1] for line in lines[1:] if line))
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The paths of a run, and how its files are read and written."""

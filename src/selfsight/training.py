@@ -21,6 +21,7 @@ from selfsight.backbones import Backbone, BackboneSpec
 from selfsight.data import ImageSet, Loader, open_images
 from selfsight.data.images import Batch
 from selfsight.errors import SelfsightError
+from selfsight.memory import enough_memory
 from selfsight.methods import Facts, Method
 from selfsight.nn import Teacher, fast_bf16, process, synchronize_batchnorm
 from selfsight.run import RunFolder
@@ -46,6 +47,15 @@ class Pretrain:
     image_size: int | None = None
     """Side of a view in pixels; by default the images' own, rounded up to a multiple of 16, and at most 96 (224 with a
     GPU)."""
+    channels: int | None = None
+    """Of the images, by default found out: 1 to see colours as grey, 4 where a tile's file calls its fourth band
+    transparency."""
+    patch_size: int | None = None
+    """Side of a ViT's patches in pixels; by default its own, or smaller, until 6 x 6 of them cover a view. With patches
+    twice as large it sees several times as many images a minute; small ones show it more detail."""
+    stem_stride: Literal[1, 2] = 2
+    """Of a ResNet's first convolution for images of up to 64 pixels: 2, or 1 as in the literature on CIFAR, at four
+    times the work for each image."""
     minutes: float | None = None
     """Train this long; the schedule fits itself to it. Default: 10 minutes if --epochs is not given."""
     epochs: float | None = None
@@ -94,7 +104,7 @@ class Pretrain:
     def __post_init__(self) -> None:
         if self.minutes is not None and self.epochs is not None:
             raise SelfsightError("--minutes and --epochs: give one of them")
-        for flag in ("minutes", "epochs", "batch_size", "image_size", "accumulate", "devices", "nodes"):
+        for flag in ("minutes", "epochs", "batch_size", "image_size", "patch_size", "accumulate", "devices", "nodes"):
             value = getattr(self, flag)
             if value is not None and value <= 0:
                 raise SelfsightError(f"--{flag.replace('_', '-')} {value}: must be above 0")
@@ -112,7 +122,9 @@ class Pretrain:
 def prepare(data: Any, config: Pretrain) -> tuple[ImageSet, Facts]:
     """Open the images, and return what a method may know of them."""
     largest = config.image_size or (224 if torch.cuda.is_available() else 96)
-    images = open_images(data, image_size=largest, cache=config.cache, cache_dir=config.cache_dir)
+    images = open_images(
+        data, image_size=largest, channels=config.channels, cache=config.cache, cache_dir=config.cache_dir
+    )
     if config.fraction < 1:
         rows = images.rows("train")
         kept = np.random.default_rng(config.seed).permutation(rows)[: config.share_of(len(rows))]
@@ -180,7 +192,13 @@ def new_backbone(cls: type[Method], config: Pretrain, images: ImageSet, size: in
     imagenet = config.pretrained == "timm" and images.channels == 3
     mean, std = (backbones.IMAGENET_MEAN, backbones.IMAGENET_STD) if imagenet else colours(images)
     loaded, by_mean = config.pretrained is not None, cls.mean_tokens and backbones.is_vit(name)
-    spec = backbones.plan(name, size, images.channels, mean, std, pretrained=loaded, mean_tokens=by_mean)
+    spec = backbones.plan(
+        name, size, images.channels, mean, std, pretrained=loaded, patch_size=config.patch_size, mean_tokens=by_mean
+    )
+    if config.stem_stride == 1:
+        if not spec.small_stem:
+            raise SelfsightError(f"--stem-stride 1: {name} has no stem for small images at {size} pixels")
+        spec = backbones.with_stem(spec, 1, 1)
     source = config.pretrained
     return backbones.check(backbones.load_pretrained(spec, source) if source else backbones.create(spec))
 
@@ -189,9 +207,9 @@ def colours(images: ImageSet) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and deviation, 0.01 at least, of each channel in [0, 1], of up to 1,000 images spread over all."""
     rows = np.linspace(0, len(images) - 1, min(len(images), 1000)).astype(np.int64)
     moments = np.zeros((2, images.channels))
-    for row in rows:  # one at a time: as floats all would take gigabytes
-        pixels = images.images[np.array([row])] / 255.0
-        moments += pixels.mean((0, 2, 3)), np.square(pixels).mean((0, 2, 3))
+    for some in np.array_split(rows, -(-len(rows) // 32)):  # not all at once: as floats they would take gigabytes
+        pixels = images.images[some] / 255.0
+        moments += pixels.mean((2, 3)).sum(0), np.square(pixels).mean((2, 3)).sum(0)
     mean, square = moments / len(rows)
     std = np.sqrt(np.maximum(square - mean**2, 0.01**2))
     return tuple(mean.round(4).tolist()), tuple(std.round(4).tolist())
@@ -204,6 +222,8 @@ def _backbone_of_run(config: Pretrain, images: ImageSet, size: int) -> Backbone:
         raise SelfsightError(
             f"--pretrained {config.pretrained}: is {begun.spec.name} for {begun.spec.channels} channels"
         )
+    if config.patch_size not in (None, begun.spec.patch_size):
+        raise SelfsightError(f"--patch-size {config.patch_size}: {config.pretrained} has {begun.spec.patch_size}")
     spec = replace(begun.spec, image_size=size)
     return backbones.with_weights(spec, begun.model.state_dict(), f"--pretrained {config.pretrained}")
 
@@ -229,10 +249,8 @@ def fit(module: "Trainee", device: torch.device) -> None:
         )
         try:
             resume = config.resume and checkpoint.exists()
-            trainer.fit(module, ckpt_path=checkpoint if resume else None, weights_only=True)
-        except torch.OutOfMemoryError as error:
-            size = module.batch_size
-            raise SelfsightError(f"--batch-size {size}: needs more memory than the GPU has; try {size // 2}") from error
+            with enough_memory(module.batch_size):
+                trainer.fit(module, ckpt_path=checkpoint if resume else None, weights_only=True)
         finally:
             module.watchers.end()
 

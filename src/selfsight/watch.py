@@ -204,16 +204,16 @@ def _probes(training: Training, labels: NDArray[np.int64]) -> dict[str, float]:
 
 
 class Keeper:
-    """Writes a checkpoint every few minutes and at Ctrl-C."""
+    """Writes a checkpoint every few minutes, at Ctrl-C, and where a cluster ends the job (SIGTERM)."""
 
     def __init__(self, minutes: float) -> None:
         self.minutes = minutes
         self.asked_to_stop = False
         self.stopped = False
-        self.before: Any = None
+        self.before: dict[int, Any] = {}
 
     def start(self, training: Resumable) -> None:
-        """Listen for Ctrl-C."""
+        """Listen for Ctrl-C and SIGTERM."""
         self.saved = time.monotonic()
 
         def stop(number: int, frame: FrameType | None) -> None:
@@ -221,8 +221,8 @@ class Keeper:
             self.asked_to_stop = True
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
-        with suppress(ValueError):  # not in the main thread, as in a server's worker: Ctrl-C goes elsewhere
-            self.before = signal.signal(signal.SIGINT, stop)
+        with suppress(ValueError):  # not in the main thread, as in a server's worker: they go elsewhere
+            self.before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def save_if_due(self, training: Resumable) -> bool:
         """Write a checkpoint if it is time or the user asked to stop; return whether the training must stop."""
@@ -242,9 +242,9 @@ class Keeper:
         return self.stopped
 
     def end(self) -> None:
-        """Give Ctrl-C back."""
-        if self.before is not None:
-            signal.signal(signal.SIGINT, self.before)
+        """Give the signals back."""
+        for number, before in self.before.items():
+            signal.signal(number, before)
 
 
 class Bar:

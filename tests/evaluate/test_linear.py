@@ -105,6 +105,12 @@ def test_folds_are_even_within_each_class() -> None:
     for c, share in ((0, 4), (1, 2)):
         assert fold[y == c].bincount(minlength=5).tolist() == [share] * 5
     assert folds(torch.arange(10), 0) is None
+    groups = np.arange(len(y)) // 7
+    fold = folds(y, 0, groups)
+    assert fold is not None
+    assert all(len(fold[torch.from_numpy(groups == group)].unique()) == 1 for group in np.unique(groups))
+    assert len(fold.unique()) == 5
+    assert folds(y, 0, np.zeros(len(y), np.int64)) is None, "one patient tells nothing of others"
 
 
 def test_few_looks_at_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:

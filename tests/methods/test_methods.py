@@ -302,3 +302,24 @@ def test_spec_is_plain_data() -> None:
     spec = backbones.plan("resnet18", SIZE, 3, (0.5,) * 3, (0.25,) * 3)
     assert isinstance(spec, BackboneSpec)
     assert backbones.spec_from_json(backbones.spec_to_json(spec)) == spec
+
+
+@pytest.mark.parametrize(
+    ("name", "imagenet"), [("byol", 0.996), ("moco_v3", 0.996), ("moco_v2", 0.999), ("ressl", 0.999)]
+)
+def test_a_teacher_is_slower_for_large_sets(name: str, imagenet: float) -> None:
+    found = [methods.get(name).Config().fit_to(Facts(n, SIZE, 3)) for n in (50_000, 100_000, 1_281_167)]
+    assert [vars(config)["momentum"] for config in found] == pytest.approx([0.99, 0.99, imagenet], abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["simclr", "byol", "dino"])
+def test_no_view_is_grey_where_colour_is_what_tells(name: str) -> None:
+    cls = methods.get(name)
+    spec = backbones.plan("test_resnet", SIZE, 3, (0.5,) * 3, (0.25,) * 3)
+    settings: dict[str, Any] = {"grey": 0.0, "strength": 0.0}
+    method: Any = cls(backbones.create(spec), cls.Config(**settings).fit_to(Facts(16, SIZE, 3)))
+    red = torch.zeros(8, 3, 48, 48, dtype=torch.uint8)
+    red[:, 0] = 200
+    batch = Batch(red, torch.ones(8), torch.arange(8), torch.zeros(8, dtype=torch.long))
+    views = [method.view(batch)] if name == "simclr" else [view(batch) for view in method.views]
+    assert not any(bool(((x[:, 0] - x[:, 1]).abs() < 0.1).flatten(1).all(1).any()) for x in views)

@@ -439,9 +439,11 @@ def test_other_weights_are_a_start_to_compare_with(digits_file: Path, tmp_path: 
     assert {row.method for row in result.rows} == {"simclr", "imagenet", "random"}
     vit = tmp_path / "vit.safetensors"
     save_file(timm.create_model("test_vit", in_chans=1).state_dict(), vit)  # of 160 pixels
+    with np.load(digits_file) as digits:
+        np.savez(tmp_path / "few.npz", images=digits["images"][:200], labels=digits["labels"][:200])
     config = TrainConfig(imagenet=str(vit), image_size=32, baselines=True)
     brief, out, settings = replace(SHORT, min_steps=2, max_steps=2), tmp_path / "vit", ClassificationConfig()
-    trained = train(net("test_vit"), digits_file, config, settings, brief, method="dino", run="run", out=out)
+    trained = train(net("test_vit"), tmp_path / "few.npz", config, settings, brief, method="dino", run="run", out=out)
     assert trained is not None
     assert {row.method for row in trained.main} == {"dino", "imagenet", "scratch"}
     ours = [row for row in trained.main if row.method != "imagenet"]
@@ -469,6 +471,31 @@ def test_the_head_on_a_frozen_backbone_begins_at_its_probe_pretrained_or_not(
         model = curve.Training(job, net(), learning, tmp_path / str(pretrained), pretrained, 0).fit(job.rows("train"))
         scores = job.scores(model, "test", job.rows("test"))
         assert scores["accuracy"] > 0.6, "without a step"
+
+
+@pytest.mark.parametrize("separator", [None, "|"])
+def test_a_patients_images_are_on_one_side_of_every_split(
+    digits_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, separator: str | None
+) -> None:
+    monkeypatch.setattr("selfsight.tasks.classification.LABELS_ENOUGH", 50)
+    with np.load(digits_file) as digits:
+        lines = ["path,label,group"]
+        for row in range(200):
+            Image.fromarray(digits["images"][row]).save(tmp_path / f"{row}.png")
+            lines.append(f"{row}.png,{digits['labels'][row]},patient {row // 4}")
+    (tmp_path / "table.csv").write_text("\n".join([*lines[:-1], lines[-1].rpartition(",")[0] + ","]))
+    settings = ClassificationConfig(separator=separator)
+    job = open_job(net(), tmp_path / "table.csv", TrainConfig(), settings, SHORT)
+    assert isinstance(job, Classification)
+    groups = job.train.images.groups
+    assert groups is not None
+    assert len(np.unique(groups)) == 51, "an image of no group is one of its own"
+    rows = job.rows("train")
+    kept, spared = job.spare(rows, 0.2, 0)
+    sides = [set(groups[part]) for part in (kept, spared, job.rows("test"))]
+    assert all(sides)
+    assert not sides[0] & sides[1]
+    assert not sides[2] & (sides[0] | sides[1])
 
 
 @pytest.mark.parametrize(

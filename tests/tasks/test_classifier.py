@@ -54,6 +54,12 @@ def test_scores_are_those_of_plain_counting() -> None:
                 inside.float().mean() * ((answer == truth)[inside].float().mean() - sure[inside].mean()).abs()
             )
     assert scores["calibration_error"] == pytest.approx(error, abs=1e-5)
+    assert "top5_accuracy" not in scores
+    logits, truth = torch.randn(60, 12, generator=generator), torch.randint(12, (60,), generator=generator)
+    found = classification_scores(logits, torch.eye(12)[truth], "abcdefghijkl", many=False)["top5_accuracy"]
+    above = (logits > logits.gather(1, truth[:, None])).sum(1)
+    assert found == pytest.approx(float((above < 5).float().mean()))
+    logits = logits[:, :4]
     many = (torch.rand(60, 4, generator=generator) < 0.3).float()
     scores = classification_scores(logits, many, "abcd", many=True)
     each = average_precision_score(many.numpy(), logits.sigmoid().numpy(), average=None)

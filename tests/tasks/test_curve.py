@@ -94,6 +94,9 @@ def test_a_detector_is_saved_and_predicts_boxes_in_the_originals_pixels(tmp_path
     result = trained(folder, out, settings, test=str(folder / "train"), learning=learning)
     (value,) = [row.value for row in result.rows if row.metric == "map_50"]
     assert value > 0.5, "it was tested on what it was trained on"
+    each = [row.value for row in result.rows if row.metric.startswith("ap:")]
+    (mean,) = [row.value for row in result.rows if row.metric == "map"]
+    assert mean == pytest.approx(sum(each) / len(each))
     assert {row.method for row in result.rows} == {"simclr"}, "without --labels there is no training from scratch"
     config = PredictConfig(out=tmp_path / "predicted", score=0.3)
     written = predict(out, str(folder / "train" / "images"), config)

@@ -122,7 +122,9 @@ class Task:
         self.classes = len(images.classes)
         self.split = images.split
         if self.split is None:
-            self.split = stratified_split(self.labels, config.test_share, config.seed, classes=images.classes)
+            self.split = stratified_split(
+                self.labels, config.test_share, config.seed, classes=images.classes, groups=images.groups
+            )
         known = self.labels >= 0
         self.train = np.flatnonzero((self.split == "train") & known)
         self.test = np.flatnonzero((self.split == "test") & known)
@@ -200,7 +202,9 @@ class Task:
         key = (f"{job.method} {job.labels!r}", seed)
         if key not in self._probes:
             rows = self.labeled(job.labels, seed)
-            self._probes[key] = fit_probe(self._part(job.method, rows), self.labels[rows], self.classes, seed)
+            groups = None if self.images.groups is None else self.images.groups[rows]
+            x, y = self._part(job.method, rows), self.labels[rows]
+            self._probes[key] = fit_probe(x, y, self.classes, seed, groups=groups)
         return self._probes[key]
 
     def features(self, method: str) -> NDArray[np.float32]:

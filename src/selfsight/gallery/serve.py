@@ -67,7 +67,7 @@ def serve(run: Run, data: str, config: GalleryConfig) -> None:
     name = config.host if config.host not in ("0.0.0.0", "::") else socket.gethostname()
     address = f"http://{f'[{name}]' if ':' in name else name}:{port}/" + (f"?token={token}" if token else "")
     elsewhere = gallery.elsewhere()
-    kept = f" ({elsewhere:,} of pictures that were removed or edited are kept in it)" if elsewhere else ""
+    kept = f" ({elsewhere:,} of pictures that are not in this data are kept in it)" if elsewhere else ""
     if words := labels_elsewhere(run, gallery):
         say(words)
     say(f"{len(gallery.entries):,} images, labels in {gallery.store.path}{kept}\n{address}  (Ctrl-C ends)")

@@ -240,7 +240,8 @@ class Gallery:
             for file, name in self.table():
                 plain = _folder_name(name)
                 while name not in places:
-                    places |= {name: plain} if plain not in places.values() else {}
+                    taken = {place.casefold() for place in places.values()}  # a Mac's Cat and cat are one folder
+                    places |= {name: plain} if plain.casefold() not in taken else {}
                     plain += "_"
                 place = building / places[name]
                 place.mkdir(parents=True, exist_ok=True)

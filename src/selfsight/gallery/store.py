@@ -129,10 +129,15 @@ class Store:
         with self._step(words) as change:
             if identity is not None:
                 self._name(identity)
+            guessed: set[str] | None = None
             for image in dict.fromkeys(images):
                 found = self._one("SELECT class FROM labels WHERE image = ?", image)
                 before = None if found is None else int(found[0])
-                if before != identity and (over or before is None):
+                if before == identity and before is not None and over:  # what was accepted is confirmed
+                    guessed = self.accepted() if guessed is None else guessed
+                    if image in guessed:
+                        change.label(image, before, identity)
+                elif before != identity and (over or before is None):
                     change.label(image, before, identity)
             return len(change.labels)
 

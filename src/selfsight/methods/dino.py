@@ -65,8 +65,7 @@ class DINO(MultiCrop):
 
         def fit_to(self, facts: Facts) -> Self:
             """Fill in what depends on the number and the size of the images."""
-            # 0 up to 100,000 images, 1 from ImageNet's 12.8 times as many on.
-            grown = min(math.log(max(facts.images / 100_000, 1), 12.8), 1)
+            grown = facts.grown
             return replace(
                 super().fit_to(facts),
                 prototypes=self.prototypes or 2 ** round(10 + 6 * grown),

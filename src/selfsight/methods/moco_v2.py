@@ -6,7 +6,7 @@ with Momentum Contrastive Learning, 2020. The + is solo-learn's: both views are 
 
 import math
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,7 @@ class MoCoV2(Taught):
     class Config(Taught.Config):
         """MoCo's hyperparameters."""
 
+        imagenet: ClassVar[float] = 0.999
         temperature: float = 0.2
         """Divides the similarities."""
         hidden: int = 2048

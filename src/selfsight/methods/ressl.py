@@ -4,7 +4,7 @@ Zheng et al.: ReSSL: Relational Self-Supervised Learning with Weak Augmentation,
 """
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,7 @@ class ReSSL(Taught):
     class Config(Taught.Config):
         """ReSSL's hyperparameters."""
 
+        imagenet: ClassVar[float] = 0.999
         student_temperature: float = 0.1
         """Divides the student's similarities."""
         teacher_temperature: float = 0.04

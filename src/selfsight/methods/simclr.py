@@ -44,6 +44,8 @@ class SimCLR(Method):
         """Probability of a top-bottom flip; 0.5 for images without an up, as satellite or microscope images."""
         strength: float | None = None
         """Strength of the colour jitter; by default the paper's 1, and its CIFAR setting of 0.5 up to 64 pixels."""
+        grey: float = 0.2
+        """Probability that a colour view becomes grey; 0 where colour is what tells, as in stained tissue."""
         blur: float | None = None
         """Probability of Gaussian blur; by default 0.5, none below 64 pixels, as in the paper's CIFAR setting."""
 
@@ -70,7 +72,7 @@ class SimCLR(Method):
         s = config.strength
         self.view = replace(view, brightness=0.8 * s, contrast=0.8 * s)
         if spec.channels == 3:
-            self.view = replace(self.view, saturation=0.8 * s, hue=0.2 * s, grey=0.2)
+            self.view = replace(self.view, saturation=0.8 * s, hue=0.2 * s, grey=config.grey)
 
     def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """Return NT-Xent over two views of each image."""

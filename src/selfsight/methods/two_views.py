@@ -1,7 +1,7 @@
 """What methods share that compare two views of each image: how the views are drawn, and a picture of them."""
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,8 @@ class TwoViews(Method):
         """Probability of a top-bottom flip; 0.5 for images without an up, as satellite or microscope images."""
         strength: float | None = None
         """Strength of the colour jitter, 0 to 5; by default 1."""
+        grey: float = 0.2
+        """Probability that a colour view becomes grey; 0 where colour is what tells, as in stained tissue."""
         blur: float | None = None
         """Probability that the first view is blurred; the second a tenth as often, small ones half as often. By default
         1, and 0 for images below 64 pixels."""
@@ -61,7 +63,7 @@ class TwoViews(Method):
         assert config.crop_min
         assert config.strength is not None
         assert config.blur is not None
-        first = jittered(spec.image_size, spec.channels, config.crop_min, config.strength)
+        first = jittered(spec.image_size, spec.channels, config.crop_min, config.strength, config.grey)
         first = replace(first, hflip=config.hflip, vflip=config.vflip, blur=config.blur, equalize=config.equalize)
         self.views = first, replace(first, blur=0.1 * config.blur, solarize=config.solarize)
 
@@ -89,12 +91,20 @@ class Taught(TwoViews):
     class Config(TwoViews.Config):
         """How the views are drawn, and how slow the teacher is."""
 
-        momentum: float = 0.99
-        """The teacher's at the start, 1 at the end; less in trainings of under 2,000 steps."""
+        imagenet: ClassVar[float] = 0.996
+        """The paper's momentum for ImageNet."""
+        momentum: float | None = None
+        """The teacher's at the start, 1 at the end; by default 0.99 up to 100,000 images, the paper's for ImageNet;
+        less in trainings of under 2,000 steps."""
+
+        def fit_to(self, facts: Facts) -> Self:
+            """Fill in what depends on the number and the size of the images."""
+            momentum = 0.99 + (self.imagenet - 0.99) * facts.grown if self.momentum is None else self.momentum
+            return replace(super().fit_to(facts), momentum=momentum)
 
     def __init__(self, backbone: Backbone, config: Config, head: nn.Module) -> None:
         super().__init__(backbone, config)
-        self.momentum, self.head = config.momentum, head
+        self.momentum, self.head = 0.99 if config.momentum is None else config.momentum, head
         self.teacher = Teacher(nn.Sequential(backbone, head))
 
     def after_step(self, progress: float) -> None:

@@ -71,7 +71,10 @@ def update(
     others = (wanted.keys() & known.keys()) - {listing.names[row] for row in rows}
     index.relabel({name: wanted[name] for name in others if known[name].label != wanted[name]})
     bad: list[Skipped] = [*listing.skipped, *unnamed]
-    for images in _open(data, listing, rows, backbone, index.stretch, cache, cache_dir):
+    stretch = index.stretch if others else None  # where no vector stays, the range of 16 bits is found anew
+    for first, images in enumerate(_open(data, listing, rows, backbone, stretch, cache, cache_dir)):
+        if first == 0 and not others:
+            index.clear()
         index.stretch = images.stretch
         for part, vectors, looks in _embed(backbone.to(device), images, device):
             found = _entries(listing, [place[images.names[row]] for row in part], labels, looks)
@@ -110,7 +113,9 @@ def _open(
         return
     for start in range(0, len(rows), BATCH * PUT):
         some = rows[start : start + BATCH * PUT]
-        yield open_rows(listing, some, image_size=size, channels=channels, stretch=stretch)
+        images = open_rows(listing, some, image_size=size, channels=channels, stretch=stretch)
+        stretch = stretch or images.stretch
+        yield images
 
 
 class _Both(nn.Module):

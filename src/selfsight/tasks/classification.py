@@ -22,7 +22,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from selfsight.backbones import Backbone
-from selfsight.data import ImageSet, few_images, few_labels, in_order, open_images, stratified_split
+from selfsight.data import ImageSet, few_images, few_labels, in_order, open_images, stratified_split, whole_groups
 from selfsight.data.annotations import Problem
 from selfsight.data.augment import View, whole
 from selfsight.data.images import Batch
@@ -157,11 +157,14 @@ def open_classified(
     if test is not None:
         images = images if own else replace(images, split=np.full(len(images), "train"))
     elif images.split is None and separator is None:
-        images = replace(images, split=stratified_split(labels, test_share, seed, classes=images.classes))
+        split = stratified_split(labels, test_share, seed, classes=images.classes, groups=images.groups)
+        images = replace(images, split=split)
     elif images.split is None:
         split = np.full(len(images), "train", dtype="<U5")
-        order = np.random.default_rng(seed).permutation(len(images))
-        split[order[: round(test_share * len(images))]] = "test"
+        if images.groups is None:
+            split[np.random.default_rng(seed).permutation(len(images))[: round(test_share * len(images))]] = "test"
+        else:
+            split[whole_groups(images.groups, test_share, seed)] = "test"
         images = replace(images, split=split)
     train = _classified(images, separator, None)
     other = train
@@ -282,10 +285,15 @@ class Classification:
     def spare(self, rows: NDArray[np.int64], share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the rows to train on, and about this share of `rows` to validate on, or none if these are few.
 
-        None are below LABELS_ENOUGH. Of each class the whole part of its share is spared: of a rare one nothing.
+        None are below LABELS_ENOUGH. Of each class the whole part of its share is spared: of a rare one nothing; or,
+        where the images are in groups, whole ones.
         """
         if len(rows) < LABELS_ENOUGH:
             return rows, rows[:0]
+        groups = self.train.images.groups
+        if groups is not None:
+            apart = whole_groups(groups[rows], share, seed)
+            return rows[~apart], rows[apart]
         if self.many:
             return spare(rows, share, seed)
         random, labels = np.random.default_rng([seed, 1]), self.train.targets.argmax(1)
@@ -302,7 +310,10 @@ class Classification:
         if self.config.head == "knn":
             return Classifier(backbone, KnnHead(torch.from_numpy(x), torch.from_numpy(y), self.many))
         count = len(self.classes)
-        probe = fit_probes(x, y.astype(np.int64)) if self.many else fit_probe(x, y.argmax(1), count)
+        groups = self.train.images.groups
+        alike = None if groups is None else groups[rows]
+        many = self.many
+        probe = fit_probes(x, y.astype(np.int64), alike) if many else fit_probe(x, y.argmax(1), count, groups=alike)
         return Classifier(backbone, LinearHead(backbone.dim, count, probe))
 
     def example(self, row: int) -> tuple[Tensor, Target]:

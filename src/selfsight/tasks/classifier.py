@@ -67,9 +67,9 @@ class Classifier(TaskModel):
         return logits / self.temperature
 
 
-def fit_probes(x: NDArray[np.float32], y: NDArray[np.int64]) -> Probe:
+def fit_probes(x: NDArray[np.float32], y: NDArray[np.int64], groups: NDArray[np.int64] | None = None) -> Probe:
     """Return one linear probe for features (N, D) and K classes that don't exclude each other, `y` (N, K) 0 or 1."""
-    each = [fit_probe(x, y[:, k], 2) for k in range(y.shape[1])]
+    each = [fit_probe(x, y[:, k], 2, groups=groups) for k in range(y.shape[1])]
     weight = np.stack([probe.weight[1] - probe.weight[0] for probe in each])
     bias = np.array([probe.bias[1] - probe.bias[0] for probe in each], np.float32)
     return Probe(each[0].mean, each[0].std, weight, bias, math.nan)
@@ -79,7 +79,8 @@ def classification_scores(logits: Tensor, targets: Tensor, classes: Sequence[str
     """Return the scores, each 0 to 1, of logits (N, K) against targets (N, K) of 0 and 1.
 
     One class an image: accuracy, balanced_accuracy and f1 (means over classes), calibration_error (the expected one,
-    of 15 bins), and recall:NAME of each class. Several: mean_average_precision, f1 of all answers at a confidence of
+    of 15 bins), and recall:NAME of each class; of more than ten classes also top5_accuracy, the share of images whose
+    class is among the five likeliest. Several: mean_average_precision, f1 of all answers at a confidence of
     0.5, calibration_error, and precision:NAME, a class's average precision.
     """
     count = len(classes)
@@ -96,8 +97,9 @@ def classification_scores(logits: Tensor, targets: Tensor, classes: Sequence[str
     answer, truth = logits.softmax(1), targets.argmax(1)
     recall = multiclass_recall(answer, truth, count, average="none")
     occurs = truth.bincount(minlength=count) > 0
+    ranks = {"accuracy": 1} | ({"top5_accuracy": 5} if count > 10 else {})
     return {
-        "accuracy": float(multiclass_accuracy(answer, truth, count, average="micro")),
+        **{name: float(multiclass_accuracy(answer, truth, count, "micro", k)) for name, k in ranks.items()},
         "balanced_accuracy": float(recall[occurs].mean()),
         "f1": float(multiclass_f1_score(answer, truth, count)),
         "calibration_error": float(multiclass_calibration_error(answer, truth, count)),

@@ -306,6 +306,7 @@ class Detection(Dense[BoxSet]):
             "map": measured["map"],
             "mar_100": measured["mar_100"],
             "agnostic_50": places["map_50"],
+            **{f"ap:{name}": precision for name, precision in measured["per_class"].items()},
         }
 
 

@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from safetensors import safe_open
 from torch import Tensor
 
-from selfsight.backbones import Backbone, create, spec_from_json
+from selfsight.backbones import Backbone, create, read_safetensors, spec_from_json
 from selfsight.data import ImageSet, in_order, open_images, write_skipped
 from selfsight.data.augment import whole as squares
 from selfsight.data.decode import BadImageError, Stretch, read_size
@@ -127,9 +126,8 @@ def classifier(backbone: Backbone, classes: int, chosen: dict[str, Any], weights
     """Return a classifier of the settings `chosen` for the weights in this file, which are not loaded yet."""
     if chosen["head"] != "knn":
         return Classifier(backbone, LinearHead(backbone.dim, classes))
-    with safe_open(weights, "pt") as file:
-        bank, targets = (file.get_tensor(f"head.{name}") for name in ("bank", "targets"))
-    return Classifier(backbone, KnnHead(bank, targets, chosen["separator"] is not None))
+    kept = read_safetensors(weights, str(weights))
+    return Classifier(backbone, KnnHead(kept["head.bank"], kept["head.targets"], chosen["separator"] is not None))
 
 
 def predict(path: str | Path, data: str, config: PredictConfig | None = None) -> dict[str, Any]:

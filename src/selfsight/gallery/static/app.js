@@ -154,7 +154,7 @@ function filter(reset = true) {
   const wish = $("show").value, [kind, id] = wish.split(":");
   const keep = { all: () => true, none: (i) => labels[i] < 0, any: (i) => labels[i] >= 0, is: (i) => labels[i] === +id,
     guess: (i) => labels[i] < 0 && guesses[i] === +id }[kind];
-  const focused = shown[at], begun = shown[anchor], before = new Set(shown);
+  const focused = shown[at], begun = shown[anchor], before = shown;
   shown = wish === "all" ? order : order.filter(keep);
   if (reset) { at = shown.length ? 0 : -1; anchor = -1; $("grid").scrollTop = 0; }
   else { // images come and go with their labels: the focus stays on its own
@@ -163,7 +163,8 @@ function filter(reset = true) {
     anchor = shown.indexOf(begun);
   }
   if (!$("page-grid").hidden && selected.size) { // a key must not label what is no longer seen
-    const there = new Set(shown), left = [...selected].filter((i) => there.has(i) || !before.has(i)); // what was chosen elsewhere stays
+    const there = new Set(shown), was = new Set(before);
+    const left = [...selected].filter((i) => there.has(i) || !was.has(i)); // what was chosen elsewhere stays
     if (left.length < selected.size) { selected = new Set(left); showSelection(); }
   }
   $("shown").textContent = `${shown.length.toLocaleString("en")} image${shown.length === 1 ? "" : "s"}` + (state.skipped ? `, ${state.skipped} cannot be read` : "");
