@@ -1,6 +1,7 @@
 """Comparing pretext tasks: alike for each, resumable method by method, baselines once, one page."""
 
 import json
+import math
 import re
 import signal
 from dataclasses import replace
@@ -46,7 +47,9 @@ def run(
     return compare(data, CompareConfig(methods), training, evaluation)
 
 
-def test_intervals_are_over_trainings_where_there_are_some(data: Path, tmp_path: Path) -> None:
+def test_intervals_are_over_trainings_where_there_are_some(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     training = Pretrain(out=tmp_path / "out", backbone="test_resnet", epochs=0.5, batch_size=40, seed=3)
     one, three = (
         compare(data, CompareConfig(("rotation",), trainings=count), training, replace(FEW, protocols=("knn",)))
@@ -62,6 +65,13 @@ def test_intervals_are_over_trainings_where_there_are_some(data: Path, tmp_path:
     baselines = [row.method for row in three.rows if row.method != "rotation"]
     assert baselines == [row.method for row in one.rows if row.method != "rotation"], "they are measured once"
     assert not [row for run in runs[1:] for row in read_rows(run.results_file) if row.method != "rotation"]
+    with monkeypatch.context() as patched:
+        patched.setattr(Rotation, "forward", lambda *_: {"loss": torch.tensor(math.nan, requires_grad=True)})
+        failed = compare(
+            data, CompareConfig(("rotation", "simclr"), trainings=4), training, replace(FEW, protocols=("knn",))
+        )
+    assert [entry.state for entry in failed.entries] == ["failed", "done"]
+    assert {row.method for row in failed.rows} == {"simclr", *baselines}, "what needs no training stays measured"
     with pytest.raises(SelfsightError, match="--trainings 0"):
         CompareConfig(trainings=0)
 

@@ -96,6 +96,10 @@ def test_a_vit_of_other_patches_and_heads(tmp_path: Path, pool: str, capsys: pyt
         plain = convert(asked[0], tmp_path / "plain", *asked[1:], mean_tokens=pool == "avg")
         assert not torch.allclose(plain.load_backbone()(x), expected, atol=1e-4)
     assert "have --heads 12" in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(SelfsightError, match="--heads 5: does not divide the 192"):
+        convert(asked[0], tmp_path / "odd", *asked[1:], heads=5)
+    with pytest.raises(SelfsightError, match="resnet18 is not a ViT"):
+        convert(asked[0], tmp_path / "odd", "resnet18", *asked[2:], mean_tokens=True)
     with pytest.raises(SelfsightError, match="--image-size 30: its patches of 4 pixels don't divide it"):
         convert(asked[0], tmp_path / "odd", asked[1], 30, *asked[3:])
 

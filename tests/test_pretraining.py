@@ -40,6 +40,13 @@ def test_leaves_a_run_that_loads(digits: Digits, tmp_path: Path) -> None:
     assert not list(run.path.glob(".*")), "no temporary files stay"
 
 
+def test_signals_are_given_back(digits: Digits, tmp_path: Path) -> None:
+    """Else what comes after a training could not be ended."""
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    train(digits[0][:64], tmp_path / "run", batch_size=32)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
 def test_uses_only_the_train_part(digits: Digits, tmp_path: Path) -> None:
     path = tmp_path / "split.npz"
     split = np.array(["train"] * 128 + ["test"] * 72)
@@ -52,7 +59,12 @@ def test_refuses_to_overwrite_a_run(digits: Digits, tmp_path: Path) -> None:
     with pytest.raises(SelfsightError, match="is finished"):
         train(digits[0][:64], tmp_path / "run")
     before = (tmp_path / "run" / "config.json").read_bytes()
-    assert train(digits[0][:64], tmp_path / "run", resume=True).config_file.read_bytes() == before, "nothing to do"
+    again = {"batch_size": 32, "resume": True}
+    assert train(digits[0][:64], tmp_path / "run", **again).config_file.read_bytes() == before, "nothing to do"
+    with pytest.raises(SelfsightError, match=r"--batch-size 16: .* was begun with 32"):
+        train(digits[0][:64], tmp_path / "run", **(again | {"batch_size": 16}))
+    with pytest.raises(SelfsightError, match="is simclr on array; choose another folder"):
+        pretrain(digits[0][:64], "byol", Pretrain(out=tmp_path / "run", resume=True))
 
 
 @pytest.fixture

@@ -22,4 +22,6 @@ def test_one_process_of_all_machines_leads(
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
+    assert leads(), "alone, as one of many independent commands of a job"
+    monkeypatch.setattr("selfsight.processes._expected", 4)
     assert leads() == first

@@ -89,29 +89,26 @@ def compare(
         device=str(api.default_device()),
         measured=min(MEASURED, facts.images),
         untrained=_health(untrained, images),
+        trainings=config.trainings,
     )
     for number, name in enumerate(names, 1):
         say(f"[{number}/{len(names)}] {name}")
-        rows: list[Row] = []
+        found: list[tuple[dict[str, float], list[Row]]] = []
         try:
-            entry = _unsuited(name, facts, images)
-            if entry is None:
-                found = []
-                for seed in seeds:
-                    own = replace(training, out=_place(out, name, seed, training).path, resume=True, seed=seed)
-                    # The baselines are the first training's.
-                    measured = evaluation if seed == training.seed else replace(evaluation, baselines=False)
-                    found.append(_one(data, images, name, own, measured, config))
-                figures = [figures for figures, _ in found]
-                means = {
-                    k: sum(f[k] for f in figures) / len(figures) for k in figures[0] if all(k in f for f in figures)
-                }
-                entry = Entry(name, "done", figures=means)
-                rows = found[0][1] if len(seeds) == 1 else _by_training([rows for _, rows in found], seeds)
+            entry = _unsuited(name, facts, images) or Entry(name, "done")
+            for seed in seeds if entry.state == "done" else ():
+                own = replace(training, out=_place(out, name, seed, training).path, resume=True, seed=seed)
+                # The baselines are the first training's.
+                measured = evaluation if seed == training.seed else replace(evaluation, baselines=False)
+                found.append(_one(data, images, name, own, measured, config))
+                entry = Entry(name, "done", figures=_means([figures for figures, _ in found]))
         except StoppedError as error:
             raise SelfsightError(f"{out}: stopped in {name}; the same command goes on from there") from error
         except SelfsightError as error:
             entry = Entry(name, "failed", str(error))
+        rows = [row for _, some in found[:1] for row in some if len(seeds) == 1 or row.method in BASELINES]
+        if len(seeds) > 1 and entry.state == "done":
+            rows += _by_training([some for _, some in found], seeds)
         if entry.reason:
             say(f"{name} {entry.state}: {entry.reason}")
         comparison = replace(comparison, entries=[*comparison.entries, entry], rows=[*comparison.rows, *rows])
@@ -126,9 +123,14 @@ def _place(out: Path, name: str, seed: int, training: Pretrain) -> RunFolder:
     return RunFolder(out / (name if seed == training.seed else f"{name}-seed{seed}"))
 
 
+def _means(figures: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Return the mean of each figure that all have."""
+    return {k: sum(f[k] for f in figures) / len(figures) for k in figures[0] if all(k in f for f in figures)}
+
+
 def _by_training(found: Sequence[Sequence[Row]], seeds: Sequence[int]) -> list[Row]:
-    """Return one row a training instead of one a draw of labels, with their mean; baselines' rows as they are."""
-    rows = [row for row in found[0] if row.method in BASELINES]
+    """Return one row a training instead of one a draw of labels, with their mean, without the baselines'."""
+    rows = []
     for seed, own in zip(seeds, found, strict=True):
         draws: dict[tuple[str, str], list[Row]] = {}
         for row in own:

@@ -56,8 +56,12 @@ def convert(
     state = tensors(checkpoint)
     channels = len(mean)
     spec = backbones.plan(backbone, image_size, channels, mean, std, pretrained=True, mean_tokens=mean_tokens)
-    spec = replace(spec, heads=heads)
+    if (heads is not None or mean_tokens) and not backbones.is_vit(backbone):
+        raise SelfsightError(f"--heads, --mean-tokens: {backbone} is not a ViT")
     model = backbones.create(spec).model
+    if heads is not None and (heads < 1 or model.embed_dim % heads):
+        raise SelfsightError(f"--heads {heads}: does not divide the {model.embed_dim} numbers of a token of {backbone}")
+    spec = replace(spec, heads=heads)
     found = best_part(state, model.state_dict())
     patches = found.get("patch_embed.proj.weight")
     if spec.patch_size is not None and patches is not None and patches.shape[-1] != spec.patch_size:
@@ -87,7 +91,9 @@ def convert(
                 f"{checkpoint}: {len(fits)} of the {len(wanted)} tensors of --backbone {backbone} are in it; "
                 f"{name} {list(weight.shape)} {there}"
             )
-    trained = backbones.with_weights(spec, wanted | {name: found[name] for name in fits}, str(checkpoint))
+    trained = backbones.check(
+        backbones.with_weights(spec, wanted | {name: found[name] for name in fits}, str(checkpoint))
+    )
     run.path.mkdir(parents=True, exist_ok=True)
     run.write_config({"method": "converted", "data": str(checkpoint), "converted": {"tensors": len(fits)}})
     run.save_backbone(trained)

@@ -19,7 +19,7 @@ from selfsight.errors import SelfsightError, StoppedError
 from selfsight.memory import peak_memory, tune_allocator
 from selfsight.methods import Facts, Method
 from selfsight.pictures import save_pictures, spread
-from selfsight.processes import leads
+from selfsight.processes import expect, leads
 from selfsight.progress import say
 from selfsight.run import RunFolder
 from selfsight.training import Pretrain, Trainee, begin, fit, prepare
@@ -36,9 +36,15 @@ def pretrain(data: Any, method: str, config: Pretrain, method_config: Method.Con
     Raises SelfsightError for anything that the user can mend.
     """
     cls = methods.get(method)
+    expect(config.devices * config.nodes)
     run = RunFolder(config.out or Path("runs") / f"{name_of(data)}-{method.rpartition(':')[2]}")
-    if config.resume and run.weights_file.exists() and run.config()["method"] == method:
-        say(f"{run.path}: is finished")  # a cluster may begin a job again after its end
+    if config.resume and run.weights_file.exists():  # a cluster may begin a job again after its end
+        saved = run.config()
+        require_same(run, saved["pretrain"], config, Pretrain())
+        given = str(data) if isinstance(data, str | Path) else saved["data"]
+        if saved["method"] != method or not _alike(saved["data"], given):
+            raise SelfsightError(f"--out {run.path}: is {saved['method']} on {saved['data']}; choose another folder")
+        say(f"{run.path}: is finished")
         return run if leads() else None
     _require_free(run, config)
     resumed, asked = run.config() if run.checkpoint_file.exists() else None, method_config or cls.Config()
@@ -60,7 +66,7 @@ def pretrain(data: Any, method: str, config: Pretrain, method_config: Method.Con
                 f"--resume {run.path}: was begun with other images ({resumed['images']:,}, now {facts.images:,}); "
                 "put them back as they were, or choose another --out"
             )
-        require_same(run, resumed["method_config"], asked.fit_to(facts), type(asked)().fit_to(facts))
+        require_same(run, resumed["method_config"], asked, type(asked)(), chosen=asked.fit_to(facts))
         module = begin(cls, settings, images, facts, run, config, backbones.spec_from_json(resumed["backbone"]))
     with run.alone():
         _require_free(run, config)  # another process may have trained here meanwhile
@@ -135,17 +141,20 @@ def _resumed(
     return replace(begun, **free, **chosen), begun_settings
 
 
-def require_same(run: RunFolder, saved: dict[str, Any], asked: Any, default: Any = None) -> None:
+def require_same(run: RunFolder, saved: dict[str, Any], asked: Any, default: Any = None, *, chosen: Any = None) -> None:
     """Raise SelfsightError where a setting that was asked for is not what the run was begun with.
 
-    Of `default`, if given, what was left as it is there counts as not asked for.
+    Of `default`, if given, what was left as it is there counts as not asked for. `chosen` is what `asked` comes to with
+    this data. A setting that there was not when the run began has its usual value in it.
     """
-    for name, value in json.loads(json.dumps(asdict(asked), default=str)).items():
+    usual = asdict(type(asked)())
+    for name, value in json.loads(json.dumps(asdict(chosen or asked), default=str)).items():
         if default is not None and getattr(asked, name) == getattr(default, name):
             continue
-        if name not in FREE and not _alike(saved.get(name, value), value):
+        before = saved.get(name, usual[name])
+        if name not in FREE and not _alike(before, value):
             raise SelfsightError(
-                f"--{name.replace('_', '-')} {value}: {run.path} was begun with {saved[name]}; "
+                f"--{name.replace('_', '-')} {value}: {run.path} was begun with {before}; "
                 "choose the same, or another --out"
             )
 

@@ -17,11 +17,18 @@ T = TypeVar("T")
 
 RANKS = ("RANK", "SLURM_PROCID", "NODE_RANK", "GROUP_RANK", "LOCAL_RANK")
 """Where torchrun, SLURM and Lightning write a process's or a machine's number, before the processes meet."""
+_expected = 1
+
+
+def expect(count: int) -> None:
+    """Note how many processes take part in what begins. Of one alone these numbers mean nothing: it leads."""
+    global _expected
+    _expected = count
 
 
 def leads() -> bool:
     """Return whether this process writes, tests and reports."""
-    return process()[0] == 0 and all(os.environ.get(name, "0") == "0" for name in RANKS)
+    return process()[0] == 0 and (_expected == 1 or all(os.environ.get(name, "0") == "0" for name in RANKS))
 
 
 def own_device() -> torch.device:
@@ -57,4 +64,4 @@ def _part() -> None:
 
 def _local_rank() -> int:
     """Return this process's number on this machine, which Lightning, torchrun and SLURM set."""
-    return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
+    return 0 if _expected == 1 else int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)

@@ -55,7 +55,7 @@ class Pretrain:
     twice as large it sees several times as many images a minute; small ones show it more detail."""
     stem_stride: Literal[1, 2] = 2
     """Of a ResNet's first convolution for images of up to 64 pixels: 2, or 1 as in the literature on CIFAR, at four
-    times the work for each image."""
+    times the work for each image, and sixteen times above 40 pixels, where there is else a mean of 2x2 too."""
     minutes: float | None = None
     """Train this long; the schedule fits itself to it. Default: 10 minutes if --epochs is not given."""
     epochs: float | None = None
@@ -224,6 +224,8 @@ def _backbone_of_run(config: Pretrain, images: ImageSet, size: int) -> Backbone:
         )
     if config.patch_size not in (None, begun.spec.patch_size):
         raise SelfsightError(f"--patch-size {config.patch_size}: {config.pretrained} has {begun.spec.patch_size}")
+    if config.stem_stride == 1 and begun.spec.stem[0] != 1:
+        raise SelfsightError(f"--stem-stride 1: {config.pretrained} has {begun.spec.stem[0]}")
     spec = replace(begun.spec, image_size=size)
     return backbones.with_weights(spec, begun.model.state_dict(), f"--pretrained {config.pretrained}")
 

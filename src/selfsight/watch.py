@@ -210,7 +210,8 @@ class Keeper:
         self.minutes = minutes
         self.asked_to_stop = False
         self.stopped = False
-        self.before: dict[int, Any] = {}
+        # Noted now: Lightning listens to them, too, and has given them back by the time the training ends.
+        self.before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def start(self, training: Resumable) -> None:
         """Listen for Ctrl-C and SIGTERM."""
@@ -222,7 +223,8 @@ class Keeper:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
         with suppress(ValueError):  # not in the main thread, as in a server's worker: they go elsewhere
-            self.before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+            for number in self.before:
+                signal.signal(number, stop)
 
     def save_if_due(self, training: Resumable) -> bool:
         """Write a checkpoint if it is time or the user asked to stop; return whether the training must stop."""
@@ -243,8 +245,10 @@ class Keeper:
 
     def end(self) -> None:
         """Give the signals back."""
-        for number, before in self.before.items():
-            signal.signal(number, before)
+        with suppress(ValueError):
+            for number, before in self.before.items():
+                if before is not None:  # None: it was not Python's
+                    signal.signal(number, before)
 
 
 class Bar:

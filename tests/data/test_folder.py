@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from PIL import Image, ImageOps
 
 from selfsight.data import open_images, write_skipped
+from selfsight.data.decode import as_array, of_another_kind, read_size
 from selfsight.errors import SelfsightError
 from selfsight.pictures import shrunk
 
@@ -153,6 +154,7 @@ def test_images_of_kinds_that_are_not_read_are_listed(tmp_path: Path) -> None:
     assert [(skip.name, skip.reason) for skip in images.skipped] == [
         ("c.DNG", ".dng is not read; save it as PNG or TIFF")
     ]
+    assert of_another_kind("c.DNG")
 
 
 @pytest.mark.parametrize("planar", ["contig", "separate"])
@@ -170,6 +172,45 @@ def test_a_tiff_keeps_all_bands_and_bits(tmp_path: Path, planar: str, bands: int
     assert tile.aspect.tolist() == [pytest.approx(10 / 12)]
     np.testing.assert_array_equal(tile.images[np.array([0])], same.images[np.array([0])])
     assert shrunk(str(tmp_path / "tile.tif"), 6).size == (5, 6)
+
+
+def test_tiffs_of_16_bits_stand_upright_without_transparency_and_beside_grey_ones(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    colours = random.integers(0, 900, (6, 8, 3)).astype(np.uint16)
+    alpha = np.concatenate([colours, np.full((6, 8, 1), 7, np.uint16)], 2)
+    tifffile.imwrite(tmp_path / "a.tif", colours, photometric="rgb")
+    tifffile.imwrite(tmp_path / "b.tif", alpha, photometric="rgb", extrasamples=["unassalpha"])
+    tifffile.imwrite(tmp_path / "c.tif", np.rot90(colours).copy(), photometric="rgb", extratags=[(274, 3, 1, 6, True)])
+    tifffile.imwrite(tmp_path / "d.tif", colours[..., 0])
+    tifffile.imwrite(tmp_path / "e.tif", colours[..., 0].astype(np.float64))  # which Pillow doesn't know
+    images = open_images(tmp_path, image_size=8, cache=False)
+    assert not images.skipped
+    assert images.channels == 3
+    assert images.aspect.tolist() == [pytest.approx(8 / 6)] * 5
+    found = images.images[np.arange(5)]
+    for row in (1, 2):
+        np.testing.assert_array_equal(found[row], found[0])
+    np.testing.assert_array_equal(found[3], found[4])
+    assert read_size(str(tmp_path / "c.tif")) == (8, 6)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_tiff_is_turned_as_pillow_turns_it(tmp_path: Path, orientation: int) -> None:
+    pixels = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
+    for name, kind, factor in (("few", np.uint8, 1), ("many", np.uint16, 256)):
+        stored, tag = (pixels * factor if factor == 1 else pixels.astype(kind) * factor), (274, 3, 1, orientation, True)
+        tifffile.imwrite(tmp_path / f"{name}.tif", stored, photometric="rgb", extratags=[tag])
+    with Image.open(tmp_path / "few.tif") as image:
+        upright = np.asarray(ImageOps.exif_transpose(image))
+    np.testing.assert_array_equal(as_array(str(tmp_path / "many.tif")) // 256, upright)
+
+
+def test_a_tiff_of_too_many_pixels_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((30, 30, 3), np.uint16), photometric="rgb")
+    save(tmp_path / "b.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)
+    images = open_images(tmp_path, image_size=8, cache=False)
+    assert [(skip.name, skip.reason) for skip in images.skipped] == [("a.tif", "more than 0 million pixels")]
 
 
 def test_a_fourth_band_that_a_tiff_calls_nothing_is_no_transparency(tmp_path: Path) -> None:

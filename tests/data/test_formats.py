@@ -279,6 +279,15 @@ def test_targets_of_other_tasks_are_no_classes(target: object) -> None:
     assert images.labels is None
 
 
+def test_numbers_between_classes_are_classes_of_their_own() -> None:
+    datasets = pytest.importorskip("datasets")
+    pictures = [Image.fromarray(pixels) for pixels in COLOUR[:3]]
+    rated = datasets.Dataset.from_dict({"image": pictures, "label": [1.0, 1.5, 2.0]})
+    assert list(open_images(rated, image_size=8, cache=False).classes) == ["1", "1.5", "2"]
+    with pytest.raises(SelfsightError, match="not a data set"):
+        open_images({"train": "photos"}, image_size=8)
+
+
 @pytest.mark.parametrize("target", [np.array([3]), torch.tensor([3]), np.int64(3)], ids=type)
 def test_a_number_in_an_array_of_one_is_a_class(target: object) -> None:
     images = open_images(OfAnotherTask(target), image_size=8)  # medmnist's are

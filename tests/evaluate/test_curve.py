@@ -56,7 +56,7 @@ def test_a_row_says_what_share_of_the_labels_its_amount_came_to(tmp_path: Path) 
     assert more.used == pytest.approx(0.1, abs=0.01)
 
 
-def test_finetuning_is_compared_with_training_from_scratch(tmp_path: Path) -> None:
+def test_finetuning_is_compared_with_training_from_scratch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = EvaluateConfig(
         labels=(),
         per_class=(2,),
@@ -66,6 +66,7 @@ def test_finetuning_is_compared_with_training_from_scratch(tmp_path: Path) -> No
     )
     rows = run(digits(90), config, tmp_path)
     assert kinds(rows) == {("simclr", "finetune", "2", 0), ("scratch", "finetune", "2", 0)}
+    assert "2 labels a class ends after 3 steps, from scratch too" in " ".join(capsys.readouterr().err.split())
     assert kinds(run(digits(90), replace(config, baselines=False), tmp_path)) == {("simclr", "finetune", "2", 0)}
 
 

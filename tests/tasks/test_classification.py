@@ -3,6 +3,7 @@
 import copy
 import csv
 import functools
+import io
 import json
 import math
 from collections.abc import Callable
@@ -427,6 +428,24 @@ def test_predictions_of_a_folder_are_a_table_and_pictures(digits_file: Path, tmp
     assert len(list((tmp_path / "answers" / "overlays").rglob("*.png"))) == 30
     assert not (tmp_path / "answers" / "masks").exists()
     assert json.loads(json.dumps(written))["predictions"].endswith("predictions.csv")
+
+
+def test_predictions_of_paths_on_standard_input(
+    digits_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(digits_file, tmp_path / "out", ClassificationConfig(head="knn"))
+    file = tmp_path / "a.png"
+    with np.load(digits_file) as digits:
+        Image.fromarray(digits["images"][0]).save(file)
+    config = PredictConfig(out=tmp_path / "answers", cache=False)
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{file}\n\n{tmp_path}/none.png\n{file}\n"))
+    written = predict(tmp_path / "out", "-", config)
+    assert (written["images"], written["skipped"]) == (1, 1)
+    assert "none.png,no such file" in (tmp_path / "answers" / "skipped.csv").read_text()
+    for text, words in (("", "standard input names no image, it is empty"), ("x.png", r"x\.png: no such file")):
+        monkeypatch.setattr("sys.stdin", io.StringIO(text))
+        with pytest.raises(SelfsightError, match=words):
+            predict(tmp_path / "out", "-", config)
 
 
 def test_other_weights_are_a_start_to_compare_with(digits_file: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import math
 import os
 import stat
 import struct
@@ -36,8 +37,8 @@ UNREAD = frozenset(
 DECODERS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "HEIF", "AVIF", "PPM")
 DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 MAX_BANDS = 13
-COLOURS: dict[int, int] = {PHOTOMETRIC.RGB: 3, PHOTOMETRIC.YCBCR: 3, PHOTOMETRIC.CIELAB: 3, PHOTOMETRIC.SEPARATED: 4}
-"""How many bands of a TIFF are its picture, one in other cases; what is more is transparency, or of its own."""
+COLOURS = (PHOTOMETRIC.RGB, PHOTOMETRIC.YCBCR, PHOTOMETRIC.CIELAB)
+"""TIFFs of which three bands are the picture; what is more is transparency, or of its own."""
 ORIENTATION = 0x0112  # the EXIF tag
 
 Picture = str | Image.Image | NDArray[Any] | torch.Tensor
@@ -119,6 +120,11 @@ def thread_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def of_another_kind(name: str) -> bool:
+    """Return whether a file of this name holds an image of a kind that is not read."""
+    return Path(name).suffix.lower() in UNREAD
+
+
 def not_a_file(file: str) -> str | None:
     """Return why this path is no file to open (missing, a pipe, a folder), or None if it is one."""
     try:
@@ -175,13 +181,36 @@ def holds_bands(file: str) -> bool:
         return file.lower().endswith(".npy")
     try:
         with reasons(), TiffFile(file) as tiff:
-            page = tiff.pages.first
-            assert isinstance(page, TiffPage)
-            more = page.samplesperpixel - COLOURS.get(page.photometric, 1)
-            transparent = {EXTRASAMPLE.ASSOCALPHA, EXTRASAMPLE.UNASSALPHA}.issuperset(page.extrasamples)
-            return more > 1 or (more == 1 and not transparent) or (page.samplesperpixel > 1 and page.bitspersample > 8)
+            page = _first_page(tiff)
+            more = page.samplesperpixel - (3 if page.photometric in COLOURS else 1)
+            plain = page.photometric in (PHOTOMETRIC.SEPARATED, PHOTOMETRIC.PALETTE)
+            return not plain and (more > 1 or (more == 1 and not _transparent(page)) or page.bitspersample > 8)
     except BadImageError:
         return False  # Pillow says what is wrong, or it is an image of another kind
+
+
+def _first_page(tiff: TiffFile) -> TiffPage:
+    page = tiff.pages.first
+    assert isinstance(page, TiffPage)
+    return page
+
+
+def _transparent(page: TiffPage) -> bool:
+    """Return whether all bands beyond the picture's are said to be transparency."""
+    return {EXTRASAMPLE.ASSOCALPHA, EXTRASAMPLE.UNASSALPHA}.issuperset(page.extrasamples)
+
+
+def _tiff_size(page: TiffPage) -> tuple[int, int]:
+    """Return (width, height), upright."""
+    size = page.imagewidth, page.imagelength
+    if size[0] * size[1] > 2 * (Image.MAX_IMAGE_PIXELS or math.inf):
+        raise Image.DecompressionBombError
+    return size if _turned(page) < 5 else size[::-1]
+
+
+def _turned(page: TiffPage) -> int:
+    tag = page.tags.get(ORIENTATION)
+    return 1 if tag is None else int(tag.value)
 
 
 def fetch(pictures: Pictures, row: int) -> Picture:
@@ -219,6 +248,9 @@ def read_size(picture: Picture) -> tuple[int, int]:
                 return _upright_size(image)
         if isinstance(picture, Image.Image):
             return _upright_size(picture)
+        if isinstance(picture, str) and not picture.lower().endswith(".npy"):
+            with TiffFile(picture) as tiff:
+                return _tiff_size(_first_page(tiff))
         height, width = as_array(picture).shape[:2]
         return width, height
 
@@ -268,10 +300,17 @@ def _array_in(file: str) -> NDArray[Any]:
         saved: NDArray[Any] = np.load(content, allow_pickle=False)
         return saved
     with TiffFile(content) as tiff:
-        page = tiff.pages.first
+        page = _first_page(tiff)
+        _tiff_size(page)
         array: NDArray[Any] = page.asarray()
-    # (C, H, W) where each band is stored by itself
-    return np.moveaxis(array, 0, -1) if array.ndim == 3 and array.shape[0] == page.samplesperpixel else array
+    if array.ndim == 3 and array.shape[0] == page.samplesperpixel:  # each band is stored by itself
+        array = np.moveaxis(array, 0, -1)
+    array, turned = np.atleast_3d(array), _turned(page)
+    array = array.swapaxes(0, 1) if turned in (5, 6, 7, 8) else array  # as EXIF numbers them
+    array = array[:: -1 if turned in (3, 4, 7, 8) else 1, :: -1 if turned in (2, 3, 6, 7) else 1]
+    if page.photometric in COLOURS and _transparent(page):
+        array = array[..., :3]
+    return array if array.shape[2] > 1 else array[..., 0]
 
 
 def bands_last(array: NDArray[Any]) -> NDArray[Any]:
@@ -292,6 +331,8 @@ def to_uint8(array: NDArray[Any], recipe: Recipe) -> NDArray[np.uint8]:
     if array.dtype == np.bool_:
         return array.astype(np.uint8) * np.uint8(255)
     low, high = (np.array(values, np.float32) for values in recipe.stretch or SIXTEEN_BITS)
+    if array.ndim == 2:  # grey among colours
+        low, high = low.mean(), high.mean()
     scaled = np.nan_to_num((array.astype(np.float32) - low) * (255 / (high - low)))  # NaN marks gaps in tiles
     pixels: NDArray[np.uint8] = scaled.clip(0, 255).round().astype(np.uint8)
     return pixels

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from selfsight.data.decode import EXTENSIONS, UNREAD, not_a_file
+from selfsight.data.decode import EXTENSIONS, not_a_file, of_another_kind
 from selfsight.data.images import Skipped
 from selfsight.data.listing import (
     UNLABELLED_WORDS,
@@ -106,13 +106,12 @@ def _walk(folder: Path) -> tuple[list[str], list[Skipped]]:
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for name in [*folders, *files]:
                 path = here / name
-                if name.startswith(".") or (kind := path.suffix.lower()) not in EXTENSIONS | UNREAD:
+                if name.startswith(".") or (path.suffix.lower() not in EXTENSIONS and not of_another_kind(name)):
                     continue
-                if kind in UNREAD:
+                if of_another_kind(name):
                     if not path.is_dir():
-                        skipped.append(
-                            Skipped(printable(relative(path)), f"{kind} is not read; save it as PNG or TIFF")
-                        )
+                        words = f"{path.suffix.lower()} is not read; save it as PNG or TIFF"
+                        skipped.append(Skipped(printable(relative(path)), words))
                     continue
                 if reason := not_a_file(str(path)):
                     skipped.append(Skipped(printable(relative(path)), reason))

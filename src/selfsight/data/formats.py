@@ -155,7 +155,14 @@ def from_object(data: Any) -> Listing:
         return from_parts("array", [("", data, None)])
     if isinstance(data, Mapping) and data and all(hasattr(part, "features") for part in data.values()):
         return _join([(str(word), _from_hugging_face(part, kind)) for word, part in data.items()], kind)
-    if isinstance(data, Mapping) and data and all(hasattr(part, "__getitem__") for part in data.values()):
+    if (
+        isinstance(data, Mapping)
+        and data
+        and all(
+            hasattr(part, "__getitem__") and hasattr(part, "__len__") and not isinstance(part, str)
+            for part in data.values()
+        )
+    ):
         return _join([(str(word), _from_torchvision(part, kind)) for word, part in data.items()], kind)
     if hasattr(data, "features") and hasattr(data, "column_names"):
         return _from_hugging_face(data, kind)
@@ -223,7 +230,7 @@ def _from_torchvision(data: Any, kind: str) -> Listing:
         targets = [_target(data, row) for row in range(len(data))]
     if not all(map(_names_a_class, targets)):
         return Listing(kind, _Items([data], None), [str(row) for row in range(len(data))])
-    numbers = np.asarray([-1 if target is None else target for target in targets]).reshape(len(data))
+    numbers = np.asarray([-1 if target is None else np.asarray(target).item() for target in targets])
     labels, classes = index_labels(_label_texts(numbers, len(data)))
     if labels is not None and getattr(data, "classes", None) and np.issubdtype(numbers.dtype, np.integer):
         labels, classes = numbers.astype(np.int64), [str(name) for name in data.classes]
@@ -283,7 +290,8 @@ def _label_texts(labels: NDArray[Any] | None, count: int) -> list[str]:
         return [""] * count
     flat = labels.reshape(count)
     if np.issubdtype(flat.dtype, np.number):
-        return [str(int(value)) if value >= 0 else "" for value in flat]  # a NaN is neither
+        # A NaN is neither; 1.0 is the class 1, and 1.5 one of its own.
+        return [str(int(v) if v == int(v) else v) if v >= 0 else "" for v in flat.tolist()]
     return [str(value) for value in flat]
 
 

@@ -28,8 +28,8 @@ def stratified_split(
 ) -> NDArray[np.str_]:
     """Return (N,) 'train' or 'test', every class in both; rows without a label (-1) are train.
 
-    With `groups` (N,) labeled rows of one group are in one part, and a class may miss in the test. `classes` serve the
-    message only. SelfsightError if a class has a single image or is in a single group, or none has a label.
+    With `groups` (N,) rows of one group are in one part, and a class may miss in the test. `classes` serve the message
+    only. SelfsightError if a class has a single image or is in a single group, or none has a label.
     """
     by_class = _by_class(labels, np.arange(len(labels)))
     if not by_class:
@@ -42,16 +42,19 @@ def stratified_split(
                 raise SelfsightError(
                     f"class {_name(label, classes)} is in a single group; to hold out a test part it needs two or more"
                 )
-        parts = min(max(2, round(1 / test_share)), len(np.unique(groups[known])))
+        smaller = min(test_share, 1 - test_share)
+        most = min(len(np.unique(groups[known])), max(map(len, by_class.values())))
+        parts = max(2, min(round(1 / smaller), most))
         with warnings.catch_warnings(action="ignore"):  # of classes that are rarer than parts
-            folds = StratifiedGroupKFold(parts, shuffle=True, random_state=seed).split(
-                known, labels[known], groups[known]
+            folds = list(
+                StratifiedGroupKFold(parts, shuffle=True, random_state=seed).split(known, labels[known], groups[known])
             )
-            fine = (held for taught, held in folds if len(np.unique(labels[known[taught]])) == len(by_class))
-            held = next(fine, None)
+        pairs = folds if smaller == test_share else [(held, taught) for taught, held in folds]
+        fine = (held for taught, held in pairs if len(np.unique(labels[known[taught]])) == len(by_class))
+        held = next(fine, None)
         if held is None:
             raise SelfsightError("the groups are too few to hold out a test part that leaves every class to learn from")
-        split[known[held]] = "test"
+        split[np.isin(groups, groups[known[held]])] = "test"
         return split
     random = np.random.default_rng(seed)
     for label, members in by_class.items():
@@ -93,12 +96,27 @@ def few_labels(
     return np.sort(np.concatenate(chosen))
 
 
-def whole_groups(groups: NDArray[np.int64], share: float, seed: int) -> NDArray[np.bool_]:
-    """Return which rows (N,) to set apart: groups at random, together about this share of them, but one at least."""
+def whole_groups(
+    groups: NDArray[np.int64], share: float, seed: int, shows: NDArray[np.bool_] | None = None
+) -> NDArray[np.bool_]:
+    """Return which rows (N,) to set apart: groups at random, together about this share of them.
+
+    None where every group is larger than twice the share. Of classes that rows show, `shows` (N, K), a group stays that
+    shows each.
+    """
     _, number, sizes = np.unique(groups, return_inverse=True, return_counts=True)
-    order = np.random.default_rng([seed, 1]).permutation(len(sizes))
-    count = int(np.searchsorted(sizes[order].cumsum(), share * len(groups), side="right"))
-    return np.isin(number, order[: max(1, count)])
+    classes = np.zeros((len(sizes), 0 if shows is None else shows.shape[1]), bool)
+    if shows is not None:
+        np.logical_or.at(classes, number, shows)
+    left, most, total = classes.sum(0), share * len(groups), 0
+    taken: list[int] = []
+    for group in np.random.default_rng([seed, 1]).permutation(len(sizes)):
+        fits = total + sizes[group] <= (most if taken else 2 * most)
+        if fits and len(taken) < len(sizes) - 1 and not (left[classes[group]] == 1).any():
+            taken.append(int(group))
+            total += int(sizes[group])
+            left = left - classes[group]
+    return np.isin(number, taken)
 
 
 class ManyLabels(Protocol):

@@ -1,6 +1,5 @@
 """Listing: what a data set consists of, before anything is decoded."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -91,9 +90,12 @@ class _Rows:
 
 def index_labels(values: Sequence[str]) -> tuple[NDArray[np.int64] | None, list[str]]:
     """Return (labels, classes) for label texts; '' is -1, unknown. Number-like classes sort as numbers."""
-    classes = sorted(
-        {value for value in values if value}, key=lambda v: (not v.isdecimal(), v.isdecimal() and int(v), v)
-    )
+
+    def place(value: str) -> tuple[bool, float, str]:
+        number = value.replace(".", "", 1).isdecimal()
+        return not number, float(value) if number else 0.0, value
+
+    classes = sorted({value for value in values if value}, key=place)
     if not classes:
         return None, []
     number = {name: index for index, name in enumerate(classes)} | {"": -1}
@@ -122,4 +124,4 @@ def is_split_word(word: str) -> bool:
 
 def part_word(name: str) -> str:
     """Return a part's name as a word of these: train2017 is the train part."""
-    return re.sub(r"(19|20)\d\d$", "", name.strip().lower())
+    return name.strip().lower().rstrip("0123456789")

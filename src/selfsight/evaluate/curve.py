@@ -96,6 +96,14 @@ def evaluate(
     replace_file(marks, lambda p: p.write_text(json.dumps(known | {data: fingerprint}, indent=2) + "\n"))
     rows = []
     jobs = list(task.jobs())
+    for amount in task.amounts if "finetune" in config.protocols else ():
+        count = len(task.labeled(amount, config.seed))
+        if config.finetune.cut_short(count):
+            most, passes = config.finetune.max_steps, config.finetune.max_steps * config.finetune.batch_size / count
+            say(
+                f"fine-tuning on {labels_words(amount)} ends after {most:,} steps, from scratch too: "
+                f"that is {passes:.3g} passes, not {config.finetune.epochs}"
+            )
     for i, job in enumerate(jobs, 1):
         used = len(task.labeled(job.labels, job.seed)) / len(task.train)
         what = (run, job.method, data, "classification", job.protocol, job.labels, job.seed, "accuracy")
@@ -268,7 +276,7 @@ class Task:
 
 def weights_hash(backbone: Backbone) -> str:
     """Return a hash of the architecture and all weights."""
-    digest = hashlib.sha256(repr(backbone.spec).encode())
+    digest = hashlib.sha256(repr(backbone.spec).replace(", heads=None", "").encode())  # as before there were heads
     for name, value in backbone.state_dict().items():
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

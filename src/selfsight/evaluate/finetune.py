@@ -56,6 +56,10 @@ class FinetuneConfig:
     hflip: bool = False
     """Mirror half of the training views; only where left and right mean the same."""
 
+    def cut_short(self, labels: int) -> bool:
+        """Return whether `max_steps` ends the training before the last of the passes over this many labels."""
+        return self.epochs * labels // self.batch_size > self.max_steps
+
     def steps(self, labels: int) -> int:
         """Return the number of steps for this many labels."""
         return min(max(self.epochs * labels // self.batch_size, self.min_steps), self.max_steps)

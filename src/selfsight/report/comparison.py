@@ -65,6 +65,8 @@ class Comparison:
     """Figures of the untrained network."""
     rows: Sequence[Row] = ()
     """Results of all methods and of the baselines."""
+    trainings: int = 1
+    """Of each method. With two or more a row of a method is one training, its mean over draws of labels."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return all as JSON's types, with means and intervals instead of the single results."""

@@ -25,6 +25,7 @@ from selfsight.backbones import Backbone
 from selfsight.data import ImageSet, few_images, few_labels, in_order, open_images, stratified_split, whole_groups
 from selfsight.data.annotations import Problem
 from selfsight.data.augment import View, whole
+from selfsight.data.decode import of_another_kind
 from selfsight.data.images import Batch
 from selfsight.data.labels import warn_of_overlap
 from selfsight.errors import SelfsightError
@@ -174,8 +175,8 @@ def open_classified(
     if len(train.classes) < (2 if separator is None else 1):
         raise SelfsightError(f"{images.source}: all images are of one class, or of none: nothing to learn")
     for found, part in ((train, "train"), (other, "test")):
-        if strict and found.images.skipped:
-            skip = found.images.skipped[0]
+        if strict and (wrong := [skip for skip in found.images.skipped if not of_another_kind(skip.name)]):
+            skip = wrong[0]
             raise SelfsightError(f"{skip.name}: {skip.reason}")
         if not len(found.rows(part)):
             raise SelfsightError(f"{found.images.source}: no labelled image in the {part} part")
@@ -258,7 +259,8 @@ class Classification:
     def problems(self) -> list[Problem]:
         """Images that could not be read."""
         sets = [self.train] if self.test is self.train else [self.train, self.test]
-        return [Problem(skip.name, None, skip.reason) for part in sets for skip in part.images.skipped]
+        skipped = [skip for part in sets for skip in part.images.skipped if not of_another_kind(skip.name)]
+        return [Problem(skip.name, None, skip.reason) for skip in skipped]
 
     def part(self, name: str) -> Classified:
         """Return the 'train' or the 'test' images."""
@@ -292,7 +294,7 @@ class Classification:
             return rows, rows[:0]
         groups = self.train.images.groups
         if groups is not None:
-            apart = whole_groups(groups[rows], share, seed)
+            apart = whole_groups(groups[rows], share, seed, self.train.targets[rows] > 0)
             return rows[~apart], rows[apart]
         if self.many:
             return spare(rows, share, seed)

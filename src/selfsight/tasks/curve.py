@@ -12,7 +12,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from selfsight.backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone, create, load_pretrained, plan, spec_to_json
+from selfsight.backbones import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Backbone,
+    create,
+    load_pretrained,
+    plan,
+    spec_from_json,
+    spec_to_json,
+)
 from selfsight.data import open_boxes, open_masks, write_problems
 from selfsight.data.labels import amounts_of, check_draws
 from selfsight.errors import SelfsightError
@@ -20,7 +29,7 @@ from selfsight.evaluate.curve import weights_hash
 from selfsight.evaluate.finetune import FinetuneConfig
 from selfsight.evaluate.results import Row, append_row, labels_words, plot_curve, read_rows
 from selfsight.evaluate.savings import BASELINE, savings
-from selfsight.processes import leads, own_device, together
+from selfsight.processes import expect, leads, own_device, together
 from selfsight.progress import console, say
 from selfsight.run import RunFolder
 from selfsight.tasks.augment import DenseView
@@ -153,6 +162,7 @@ def train(
     Raises SelfsightError for labels that can't be used, for settings that differ from those `out` was begun with,
     StoppedError after Ctrl-C.
     """
+    expect(learning.devices)
     console.quiet = not leads()
     device = own_device()
     settings = settings.fit_to(device)
@@ -328,6 +338,8 @@ def describe(
     content = json.loads(json.dumps(content, default=str))
     if folder.config_file.exists():
         before = folder.config()
+        if "backbone" in before:  # with what a later version knows of it
+            before["backbone"] = json.loads(json.dumps(spec_to_json(spec_from_json(before["backbone"]))))
         for key in content:
             if key in before and before[key] != content[key]:
                 raise SelfsightError(f"--out {folder.path}: holds a training with other {key}; choose another folder")

@@ -14,9 +14,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from selfsight.backbones import Backbone, create, read_safetensors, spec_from_json
-from selfsight.data import ImageSet, in_order, open_images, write_skipped
+from selfsight.data import ImageSet, Skipped, in_order, open_images, write_skipped
 from selfsight.data.augment import whole as squares
-from selfsight.data.decode import BadImageError, Stretch, read_size
+from selfsight.data.decode import BadImageError, Stretch, not_a_file, read_size
 from selfsight.errors import SelfsightError
 from selfsight.evaluate.features import evaluating
 from selfsight.evaluate.finetune import LinearHead
@@ -48,6 +48,10 @@ class PredictConfig:
     classes of a lower confidence, by default 0.5."""
     batch_size: int = 16
     """Images at a time; halved by itself where a GPU has too little memory."""
+    cache: bool = True
+    """Keep the decoded images, for the next time; --no-cache decodes each twice, once to see whether it can be read."""
+    cache_dir: Path | None = None
+    """Where the decoded images are kept; by default $SELFSIGHT_CACHE, or ~/.cache/selfsight."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -137,7 +141,11 @@ def predict(path: str | Path, data: str, config: PredictConfig | None = None) ->
     """
     model, config = load_model(path), config or PredictConfig()
     channels = model.model.backbone.spec.channels
-    images = open_images(_paths(data), image_size=model.image_size, channels=channels, stretch=model.stretch)
+    paths, missing = _paths(data)
+    alike: dict[str, Any] = {"image_size": model.image_size, "channels": channels, "stretch": model.stretch}
+    images = open_images(paths, cache=config.cache, cache_dir=config.cache_dir, verify=True, **alike)
+    if missing:
+        images = replace(images, skipped=[*images.skipped, *missing])
     if images.files is None and model.task != "classification":
         raise SelfsightError(f"{data}: a {model.task} is predicted of image files, in whose pixels it is written")
     config.out.mkdir(parents=True, exist_ok=True)
@@ -332,11 +340,20 @@ def _add(coco: dict[str, Any], found: Boxes, image: int) -> None:
         )
 
 
-def _paths(data: str) -> Any:
-    """Return what `open_images` takes: a folder or a table as it is; of a file, or of standard input, a list."""
-    if data == "-":
-        return [line.strip() for line in sys.stdin if line.strip()]
-    return data
+def _paths(data: str) -> tuple[str | list[str], list[Skipped]]:
+    """Return what `open_images` takes, of standard input a list, and what of that is no file.
+
+    SelfsightError if there is nothing else.
+    """
+    if data != "-":
+        return data, []
+    named = dict.fromkeys(line.strip() for line in sys.stdin if line.strip())
+    missing = [Skipped(path, reason) for path in named if (reason := not_a_file(str(Path(path).expanduser())))]
+    found = [path for path in named if path not in {skip.name for skip in missing}]
+    if not found:
+        example = f"; for example {missing[0].name}: {missing[0].reason}" if missing else ", it is empty"
+        raise SelfsightError(f"standard input names no image{example}")
+    return found, missing
 
 
 def _png(name: str) -> Path:
