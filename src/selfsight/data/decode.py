@@ -38,7 +38,7 @@ DECODERS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "HEIF", "AVIF", 
 DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 MAX_BANDS = 13
 COLOURS = (PHOTOMETRIC.RGB, PHOTOMETRIC.YCBCR, PHOTOMETRIC.CIELAB)
-"""TIFFs of which three bands are the picture; what is more is transparency, or of its own."""
+"""What a TIFF says of itself whose picture has three bands."""
 ORIENTATION = 0x0112  # the EXIF tag
 
 Picture = str | Image.Image | NDArray[Any] | torch.Tensor
@@ -182,7 +182,7 @@ def holds_bands(file: str) -> bool:
     try:
         with reasons(), TiffFile(file) as tiff:
             page = _first_page(tiff)
-            more = page.samplesperpixel - (3 if page.photometric in COLOURS else 1)
+            more = page.samplesperpixel - _shown(page)
             plain = page.photometric in (PHOTOMETRIC.SEPARATED, PHOTOMETRIC.PALETTE)
             return not plain and (more > 1 or (more == 1 and not _transparent(page)) or page.bitspersample > 8)
     except BadImageError:
@@ -195,9 +195,14 @@ def _first_page(tiff: TiffFile) -> TiffPage:
     return page
 
 
+def _shown(page: TiffPage) -> int:
+    """Return how many bands are the picture's; what is more is transparency, or of its own."""
+    return 3 if page.photometric in COLOURS else 1
+
+
 def _transparent(page: TiffPage) -> bool:
     """Return whether all bands beyond the picture's are said to be transparency."""
-    return {EXTRASAMPLE.ASSOCALPHA, EXTRASAMPLE.UNASSALPHA}.issuperset(page.extrasamples)
+    return bool(page.extrasamples) and {EXTRASAMPLE.ASSOCALPHA, EXTRASAMPLE.UNASSALPHA}.issuperset(page.extrasamples)
 
 
 def _tiff_size(page: TiffPage) -> tuple[int, int]:
@@ -308,8 +313,7 @@ def _array_in(file: str) -> NDArray[Any]:
     array, turned = np.atleast_3d(array), _turned(page)
     array = array.swapaxes(0, 1) if turned in (5, 6, 7, 8) else array  # as EXIF numbers them
     array = array[:: -1 if turned in (3, 4, 7, 8) else 1, :: -1 if turned in (2, 3, 6, 7) else 1]
-    if page.photometric in COLOURS and _transparent(page):
-        array = array[..., :3]
+    array = array[..., : _shown(page)] if _transparent(page) else array
     return array if array.shape[2] > 1 else array[..., 0]
 
 
