@@ -29,7 +29,7 @@ $(BIN)/python:
 demo: .venv/demo.ok
 	$(BIN)/selfsight demo --out runs/demo
 
-# Small models gain nothing from a second thread, and the whole from a second process: two thirds of the time on two cores.
+# Small models gain nothing from a second thread, and the whole from a second process: three quarters of the time.
 test: lint .venv/browser.ok
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
