@@ -297,10 +297,8 @@ def use_small_stem(model: Any, pool: nn.Module, stride: int, padding: int) -> No
         old = model.conv1
         model.conv1 = nn.Conv2d(old.in_channels, old.out_channels, 3, stride, padding, bias=False)
         nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
-    elif isinstance(
-        model.conv1, nn.Sequential
-    ):  # several small ones, as resnet10t's, of which the first has the stride
-        first: Any = model.conv1[0]
+    elif isinstance(model.conv1, nn.Sequential):
+        first: Any = model.conv1[0]  # of several small ones, as resnet10t's, the first has the stride
         first.stride = (stride, stride)
 
 
