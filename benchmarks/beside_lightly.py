@@ -5,7 +5,8 @@ r"""Is each method as good as lightly's, and how much faster? Same backbone, ima
 lightly trains as its example of the method does: its heads, loss, optimizer and rate, its transform on PIL images in a
 DataLoader with two workers, float32; only what depends on the size of images is fitted to 28 pixels. selfsight trains
 with its defaults. Both are measured by kNN on the test part. A row for each training is appended to --out as it comes;
-what is there already is left out. Compare seconds of rows of one machine only.
+what is there already is left out, and lightly's side, hours on two cores, goes on after its last whole epoch. Compare
+seconds of rows of one machine only.
 """
 
 import copy
@@ -13,8 +14,9 @@ import itertools
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,7 @@ from selfsight.backbones import Backbone
 from selfsight.data import ImageSet, open_images
 from selfsight.evaluate.features import extract
 from selfsight.evaluate.knn import knn_predict
+from selfsight.run import replace_file
 from selfsight.training import Pretrain
 
 SIZE = 32
@@ -83,6 +86,8 @@ class Recipe:
     """What is trained."""
     optimizer: torch.optim.Optimizer
     loss: Loss
+    followers: nn.Module = field(default_factory=nn.Module)
+    """What moves besides: slow copies, a queue, a centre."""
     after: Callable[[], None] = lambda: None
     """What follows an optimizer step's gradients, before it."""
 
@@ -104,7 +109,8 @@ def byol(backbone: Backbone, batch_size: int) -> Recipe:
 
     modules = nn.ModuleList([backbone, head, predictor])
     transform = BYOLTransform(BYOLView1Transform(**VIEW), BYOLView2Transform(**VIEW))
-    return Recipe(transform, modules, torch.optim.SGD(modules.parameters(), lr=0.06), loss)
+    optimizer = torch.optim.SGD(modules.parameters(), lr=0.06)
+    return Recipe(transform, modules, optimizer, loss, nn.ModuleList([slow, slow_head]))
 
 
 def pair(backbone: Backbone, criterion: Any, transform: Any) -> Recipe:
@@ -144,7 +150,8 @@ def moco_v2(backbone: Backbone, batch_size: int) -> Recipe:
         return value
 
     modules = nn.ModuleList([backbone, head])
-    return Recipe(MoCoV2Transform(**VIEW), modules, torch.optim.SGD(modules.parameters(), lr=0.06), loss)
+    optimizer = torch.optim.SGD(modules.parameters(), lr=0.06)
+    return Recipe(MoCoV2Transform(**VIEW), modules, optimizer, loss, nn.ModuleList([slow, slow_head, criterion]))
 
 
 def swav(backbone: Backbone, batch_size: int) -> Recipe:
@@ -186,7 +193,10 @@ def dino(backbone: Backbone, batch_size: int) -> Recipe:
     )
     modules = nn.ModuleList([backbone, head])
     optimizer = torch.optim.Adam(modules.parameters(), lr=0.001)
-    return Recipe(transform, modules, optimizer, loss, lambda: head.cancel_last_layer_gradients(current_epoch=at))
+    followers = nn.ModuleList([slow, slow_head, criterion])
+    return Recipe(
+        transform, modules, optimizer, loss, followers, lambda: head.cancel_last_layer_gradients(current_epoch=at)
+    )
 
 
 RECIPES = {f.__name__: f for f in (byol, barlow_twins, vicreg, moco_v2, swav, dino)}
@@ -203,27 +213,47 @@ def fresh(images: ImageSet) -> Backbone:
     return backbones.create(backbones.plan("resnet10t", SIZE, images.channels, (0.29,), (0.35,)))
 
 
+def checkpoint(name: str, asked: Arguments) -> Path:
+    """Return where lightly's side is kept until its row is written."""
+    return asked.out.with_suffix(f".{name}-{asked.images}-{asked.epochs}-{asked.batch_size}.pt")
+
+
 def train_theirs(name: str, images: ImageSet, asked: Arguments, device: torch.device) -> tuple[Backbone, float]:
-    """Train as lightly's example does; return the backbone and the seconds."""
+    """Train as lightly's example does, from the last whole epoch on; return the backbone and the seconds."""
     backbone = fresh(images).to(device)
     recipe = RECIPES[name](backbone, asked.batch_size)
-    recipe.modules.to(device)
+    moving: list[Any] = [recipe.modules.to(device), recipe.followers.to(device), recipe.optimizer]
     loader = DataLoader(
         PilImages(images, recipe.transform), asked.batch_size, shuffle=True, drop_last=True, num_workers=2
     )
-    steps, start = asked.epochs * len(loader), time.monotonic()
-    for step, (views, _) in enumerate(repeated(loader, asked.epochs)):
-        loss = recipe.loss([view.to(device) for view in views], step / steps)
-        recipe.optimizer.zero_grad()
-        loss.backward()
-        recipe.after()
-        recipe.optimizer.step()
-    return backbone, time.monotonic() - start
-
-
-def repeated(loader: Any, epochs: int) -> Iterator[Any]:
-    for _ in range(epochs):
-        yield from loader
+    kept = checkpoint(name, asked)
+    first, seconds = 0, 0.0
+    if kept.exists():
+        saved = torch.load(kept, map_location=device, weights_only=True)
+        for part, state in zip(moving, saved["states"], strict=True):
+            part.load_state_dict(state)
+        for buffer_name, buffer in recipe.followers.named_buffers():
+            buffer.copy_(saved["buffers"][buffer_name])
+        first, seconds = saved["epochs"], saved["seconds"]
+    for epoch in range(first, asked.epochs):
+        torch.manual_seed(epoch)
+        start = time.monotonic()
+        for index, (views, _) in enumerate(loader):
+            progress = (epoch + index / len(loader)) / asked.epochs
+            loss = recipe.loss([view.to(device) for view in views], progress)
+            recipe.optimizer.zero_grad()
+            loss.backward()
+            recipe.after()
+            recipe.optimizer.step()
+        seconds += time.monotonic() - start
+        state = {
+            "epochs": epoch + 1,
+            "seconds": seconds,
+            "states": [part.state_dict() for part in moving],
+            "buffers": dict(recipe.followers.named_buffers()),  # lightly's queue is no part of its state
+        }
+        replace_file(kept, partial(torch.save, state))
+    return backbone, seconds
 
 
 def train_ours(name: str, images: ImageSet, asked: Arguments) -> tuple[Backbone, float]:
@@ -260,6 +290,7 @@ def main(asked: Arguments) -> None:
         row = {"method": name, "side": side, "images": len(rows), "epochs": asked.epochs, **machine, **measured}
         with asked.out.open("a") as file:
             file.write(json.dumps(row) + "\n")
+        checkpoint(name, asked).unlink(missing_ok=True)
         print(row, flush=True)
 
 

@@ -31,7 +31,7 @@ WATCHERS = ("watch.py", "pictures.py", "evaluate")
 AROUND = {
     *WATCHERS, "api.py", "pretraining.py", "run.py", "memory.py", "progress.py", "errors.py",
     "data/__init__.py", "data/sources.py", "data/cache.py", "data/feed.py", "data/decode.py", "data/folder.py",
-    "data/formats.py", "data/listing.py", "data/labels.py",
+    "data/formats.py", "data/listing.py", "data/labels.py", "data/tiff.py",
 }  # fmt: skip
 
 

@@ -209,6 +209,13 @@ def test_attention_stays_fused_on_gpus_and_for_many_patches(size: int, device: s
     assert len(fused) == len(backbone.model.blocks)
 
 
+def test_attention_stays_fused_for_larger_images_than_the_backbones_own(fused: list[bool]) -> None:
+    backbone = backbones.create(backbones.plan("test_vit", 32, 3, MEAN, STD)).eval()
+    with torch.no_grad(), backbones.plain_attention(backbone, torch.device("cpu"), side=32 * 17):
+        backbone(torch.rand(1, 3, 32, 32))
+    assert len(fused) == len(backbone.model.blocks)
+
+
 def test_a_size_without_a_patch_is_named() -> None:
     with pytest.raises(SelfsightError, match="--image-size 75"):
         backbones.plan("vit_tiny_patch16_224", 75, 3, MEAN, STD)

@@ -2,7 +2,8 @@
 
 import pytest
 
-from selfsight.processes import leads
+from selfsight.errors import SelfsightError
+from selfsight.processes import cluster, leads, require_all
 
 
 @pytest.mark.parametrize(
@@ -25,3 +26,20 @@ def test_one_process_of_all_machines_leads(
     assert leads(), "alone, as one of many independent commands of a job"
     monkeypatch.setattr("selfsight.processes._expected", 4)
     assert leads() == first
+
+
+def test_a_cluster_that_started_other_processes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_all(1)
+    monkeypatch.setattr("selfsight.processes._expected", 8)
+    require_all(8)
+    with pytest.raises(SelfsightError, match=r"--devices, --nodes: 8 processes .* started 1; .*srun"):
+        require_all(1)
+
+
+def test_slurm_keeps_no_checkpoints_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_NTASKS", raising=False)
+    assert cluster() == []
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    monkeypatch.setenv("SLURM_JOB_NAME", "pretrain")
+    (slurm,) = cluster()
+    assert slurm.auto_requeue is False

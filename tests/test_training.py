@@ -20,35 +20,24 @@ from selfsight.errors import SelfsightError
 from selfsight.pretraining import pretrain
 from selfsight.run import RunFolder
 from selfsight.training import Pretrain, prepare
+from tests import train_alone
 
 BASE = ["--batch-size", "64", "--backbone", "test_resnet"]
 Digits = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 
-SCRIPT = """
-import atexit, sys
-import torch.distributed as dist
-atexit.register(lambda: dist.is_initialized() and print("still connected", file=sys.stderr))  # runs last
-import tyro
-from selfsight.errors import SelfsightError
-from selfsight.pretraining import pretrain
-from selfsight.training import Pretrain
-try:
-    pretrain(sys.argv[1], "simclr", tyro.cli(Pretrain, args=sys.argv[2:]))
-except SelfsightError as error:
-    sys.exit(str(error))
-"""
+def arguments(data: Path, out: Path, *flags: object) -> list[str]:
+    return [*map(str, (data, "--out", out, *flags))]
 
 
-def command(folder: Path, data: Path, out: Path, *flags: object) -> list[str]:
+def command(data: Path, out: Path, *flags: object) -> list[str]:
     """A program of its own that pretrains, as a process that can be killed or that Lightning can start twice."""
-    script = folder / "train.py"
-    script.write_text(SCRIPT)
-    return [sys.executable, *map(str, (script, data, "--out", out, *flags))]
+    return [sys.executable, train_alone.__file__, *arguments(data, out, *flags)]
 
 
 def environment(**more: str) -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | more
+    """As many threads as here, which is part of being bit-equal."""
+    return os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONUNBUFFERED": "1"} | more
 
 
 def train(data: object, out: Path, **changes: object) -> RunFolder:
@@ -75,8 +64,8 @@ def test_a_killed_run_resumes_to_the_same_weights(digits_file: Path, tmp_path: P
     """After kill -9 in the middle and --resume the weights are bit-equal to those of an uninterrupted run."""
     flags = [*BASE, "--epochs", 1, "--checkpoint-minutes", 0.002, *extra]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run(command(tmp_path, digits_file, whole, *flags), check=True, env=environment())
-    job = subprocess.Popen(command(tmp_path, digits_file, killed, *flags), env=environment())
+    train_alone.train(arguments(digits_file, whole, *flags))
+    job = subprocess.Popen(command(digits_file, killed, *flags), env=environment())
     checkpoint = RunFolder(killed).checkpoint_file
     deadline = time.monotonic() + 60
     while not (checkpoint.exists() and len(RunFolder(killed).metrics()) >= 2):
@@ -86,8 +75,7 @@ def test_a_killed_run_resumes_to_the_same_weights(digits_file: Path, tmp_path: P
     job.send_signal(signal.SIGKILL)
     job.wait()
     assert not RunFolder(killed).weights_file.exists()
-    again = command(tmp_path, digits_file, killed, "--resume")  # the other flags are in the run's config
-    subprocess.run(again, check=True, env=environment())
+    train_alone.train(arguments(digits_file, killed, "--resume"))  # the other flags are in the run's config
     a, b = (load_file(RunFolder(p).weights_file) for p in (whole, killed))
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert not checkpoint.exists(), "a finished run leaves none"
@@ -100,7 +88,7 @@ def test_a_signal_leaves_a_resumable_run(digits_file: Path, tmp_path: Path, sent
     """Ctrl-C, and what a cluster sends before it takes the machine away."""
     out = tmp_path / "run"
     job = subprocess.Popen(
-        command(tmp_path, digits_file, out, *BASE, "--epochs", 300),
+        command(digits_file, out, *BASE, "--epochs", 300),
         env=environment(),
         stderr=subprocess.PIPE,
         text=True,
@@ -125,9 +113,12 @@ def test_two_processes_train_like_one(digits_file: Path, tmp_path: Path) -> None
     weights, losses = [], []
     for devices in (1, 2):
         out = tmp_path / str(devices)
-        job = command(tmp_path, digits_file, out, *flags, "--devices", devices)
-        done = subprocess.run(job, check=True, env=environment(), cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-        assert "still connected" not in done.stderr, "a process that ends while gloo's threads run can be aborted"
+        if devices == 1:
+            train_alone.train(arguments(digits_file, out, *flags))
+        else:
+            job = command(digits_file, out, *flags, "--devices", devices)
+            done = subprocess.run(job, check=True, env=environment(), cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+            assert "still connected" not in done.stderr, "a process that ends while gloo's threads run can be aborted"
         weights.append(load_file(RunFolder(out).weights_file))
         with RunFolder(out).metrics_file.open() as f:
             losses.append([float(row["loss"]) for row in csv.DictReader(f) if row["loss"]])

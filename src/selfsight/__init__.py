@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from selfsight.evaluate.curve import EvaluateConfig
     from selfsight.search import DuplicateConfig, Index, Where
     from selfsight.tasks.classification import ClassificationConfig
-    from selfsight.tasks.curve import TrainConfig
+    from selfsight.tasks.curve import TrainConfig, default_learning
     from selfsight.tasks.jobs import DetectionConfig, SegmentationConfig
     from selfsight.tasks.learning import LearnConfig
     from selfsight.tasks.predict import PredictConfig, predict
@@ -40,6 +40,7 @@ __all__ = [
     "SelfsightError",
     "TrainConfig",
     "Where",
+    "default_learning",
     "load",
     "open_images",
     "predict",
@@ -62,6 +63,7 @@ _HOMES = {
     "SelfsightError": "errors",
     "TrainConfig": "tasks.curve",
     "Where": "search",
+    "default_learning": "tasks.curve",
     "load": "api",
     "open_images": "data",
     "predict": "tasks.predict",

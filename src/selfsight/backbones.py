@@ -192,9 +192,9 @@ class Backbone(nn.Module):
         self.register_buffer("mean", torch.tensor(spec.mean).view(shape), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(shape), persistent=False)
 
-    def patches(self) -> float:
-        """Return the number of patches of an image, where the backbone is a ViT."""
-        return (self.spec.image_size / (self.spec.patch_size or own_patch(self.spec.name))) ** 2
+    def patches(self, side: int | None = None) -> float:
+        """Return the number of patches of an image of this side, by default its own, where the backbone is a ViT."""
+        return ((side or self.spec.image_size) / (self.spec.patch_size or own_patch(self.spec.name))) ** 2
 
     def side_from(self, least: float) -> int:
         """Return the smallest side of a view, `least` pixels or more: in whole patches, or else steps of 16 pixels."""
@@ -264,13 +264,13 @@ class Backbone(nn.Module):
 
 
 @contextmanager
-def plain_attention(module: nn.Module, device: torch.device) -> Iterator[None]:
+def plain_attention(module: nn.Module, device: torch.device, side: int | None = None) -> Iterator[None]:
     """Have ViTs' attention on a CPU computed by matrix products for the block, not by torch's fused kernel.
 
-    In bfloat16 that takes up to twice as long there, in float32 as long. It needs less memory, so it stays where a
-    backbone's images have more than MOST_PATCHES patches, and on GPUs.
+    In bfloat16 that takes up to twice as long there, in float32 as long. It needs less memory, so it stays where images
+    of this side, by default a backbone's own, have more than MOST_PATCHES patches, and on GPUs.
     """
-    many = any(part.patches() > MOST_PATCHES for part in module.modules() if isinstance(part, Backbone))
+    many = any(part.patches(side) > MOST_PATCHES for part in module.modules() if isinstance(part, Backbone))
     layers: list[Any] = [part for part in module.modules() if getattr(part, "fused_attn", False)]
     changed = [] if many or device.type != "cpu" else layers
     for layer in changed:

@@ -6,11 +6,12 @@ files and words to the leader.
 
 import atexit
 import os
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
+from selfsight.errors import SelfsightError
 from selfsight.nn import process
 
 T = TypeVar("T")
@@ -34,6 +35,25 @@ def leads() -> bool:
 def own_device() -> torch.device:
     """Return the GPU of this process if there is one, else the CPU."""
     return torch.device("cuda", _local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def require_all(count: int) -> None:
+    """Raise SelfsightError where fewer or more processes have met than take part: a cluster started others."""
+    if count != _expected:
+        raise SelfsightError(
+            f"--devices, --nodes: {_expected} processes were asked for, the cluster started {count}; with SLURM start "
+            f"one a device, as `srun --ntasks-per-node` does"
+        )
+
+
+def cluster() -> list[Any]:
+    """Return SLURM's environment for Lightning where it is, but no checkpoints of its own: they would be loaded anew.
+
+    Lightning's go to the current directory, in the middle of a step, and from there into the next training.
+    """
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+
+    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
 
 
 def together() -> None:

@@ -24,6 +24,7 @@ from selfsight.errors import SelfsightError
 from selfsight.memory import enough_memory
 from selfsight.methods import Facts, Method
 from selfsight.nn import Teacher, fast_bf16, process, synchronize_batchnorm
+from selfsight.processes import cluster, require_all
 from selfsight.run import RunFolder
 from selfsight.watch import Watchers, loggers, quiet_lightning
 
@@ -244,6 +245,7 @@ def fit(module: "Trainee", device: torch.device) -> None:
             precision="bf16-mixed" if bf16 else "32-true",
             accumulate_grad_batches=config.accumulate,
             logger=loggers(module.run, config.wandb),
+            plugins=cluster(),
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -287,7 +289,8 @@ class Trainee(L.LightningModule):
         return self.method.encoder()
 
     def configure_model(self) -> None:
-        """With several processes, let BatchNorm see the whole batch."""
+        """With several processes, let BatchNorm see the whole batch; SelfsightError if not all are here."""
+        require_all(self.trainer.world_size)
         if self.trainer.world_size > 1:
             synchronize_batchnorm(self.method, self.trainer.strategy.root_device)
 
@@ -365,7 +368,9 @@ class Trainee(L.LightningModule):
     def _progress(self) -> float:
         if self.config.epochs:
             return min(1.0, self.steps / max(1, round(self.config.epochs * self.loader.steps_per_epoch)))
-        share = torch.tensor(min(1.0, self.seconds / (60 * self.minutes)), device=self.device)
+        share = min(1.0, self.seconds / (60 * self.minutes))
         if self.trainer.world_size > 1:  # all processes must agree on the rate and on when to stop
-            dist.broadcast(share, 0)
-        return float(share)
+            agreed = torch.tensor(share, device=self.device)
+            dist.broadcast(agreed, 0)
+            share = float(agreed)
+        return share

@@ -229,11 +229,11 @@ class Keeper:
     def save_if_due(self, training: Resumable) -> bool:
         """Write a checkpoint if it is time or the user asked to stop; return whether the training must stop."""
         trainer = training.trainer
-        due = time.monotonic() - self.saved > 60 * self.minutes
-        flags = torch.tensor([due, self.asked_to_stop], dtype=torch.int32, device=training.device)
-        if trainer.world_size > 1:
-            dist.all_reduce(flags, dist.ReduceOp.MAX)  # all processes save and stop together
-        due, self.stopped = bool(flags[0]), bool(flags[1])
+        due, self.stopped = time.monotonic() - self.saved > 60 * self.minutes, self.asked_to_stop
+        if trainer.world_size > 1:  # all processes save and stop together
+            flags = torch.tensor([due, self.stopped], dtype=torch.int32, device=training.device)
+            dist.all_reduce(flags, dist.ReduceOp.MAX)
+            due, self.stopped = bool(flags[0]), bool(flags[1])
         if due or self.stopped:
             path = training.run.checkpoint_file
             temporary = Path(f"{path}.part")

@@ -305,7 +305,7 @@ def test_spec_is_plain_data() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "imagenet"), [("byol", 0.996), ("moco_v3", 0.996), ("moco_v2", 0.999), ("ressl", 0.999)]
+    ("name", "imagenet"), [("byol", 0.996), ("moco_v3", 0.99), ("moco_v2", 0.999), ("ressl", 0.999)]
 )
 def test_a_teacher_is_slower_for_large_sets(name: str, imagenet: float) -> None:
     found = [methods.get(name).Config().fit_to(Facts(n, SIZE, 3)) for n in (50_000, 100_000, 1_281_167)]

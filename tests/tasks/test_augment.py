@@ -141,3 +141,5 @@ def test_the_evaluation_view_shows_all_and_leads_back(height: int, width: int) -
     back = place.maps_back(out)
     assert back.shape == (3, height, width)
     assert bounds(back[0] > 0.5) == pytest.approx(box, abs=max(height, width) / 64 + 1)
+    logits = torch.randn(5, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(place.classes_back(logits), place.maps_back(logits).argmax(0))

@@ -460,7 +460,7 @@ def test_other_weights_are_a_start_to_compare_with(digits_file: Path, tmp_path: 
     save_file(timm.create_model("test_vit", in_chans=1).state_dict(), vit)  # of 160 pixels
     with np.load(digits_file) as digits:
         np.savez(tmp_path / "few.npz", images=digits["images"][:200], labels=digits["labels"][:200])
-    config = TrainConfig(imagenet=str(vit), image_size=32, baselines=True)
+    config = TrainConfig(imagenet=str(vit), image_size=32, labels=(1.0,), seeds=1)
     brief, out, settings = replace(SHORT, min_steps=2, max_steps=2), tmp_path / "vit", ClassificationConfig()
     trained = train(net("test_vit"), tmp_path / "few.npz", config, settings, brief, method="dino", run="run", out=out)
     assert trained is not None

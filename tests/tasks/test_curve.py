@@ -17,7 +17,7 @@ from selfsight.errors import SelfsightError, StoppedError
 from selfsight.run import RunFolder
 from selfsight.tasks import curve
 from selfsight.tasks.curve import TrainConfig, open_job, train
-from selfsight.tasks.jobs import DetectionConfig, SegmentationConfig
+from selfsight.tasks.jobs import Detection, DetectionConfig, SegmentationConfig
 from selfsight.tasks.learning import Batches, Examples, LearnConfig, Learner, learn
 from selfsight.tasks.predict import PredictConfig, load_model, predict
 from tests.gallery.galleries import make_run
@@ -83,6 +83,8 @@ def test_a_curve_has_each_amount_seed_and_start_and_goes_on_where_it_was(
     monkeypatch.setattr(curve, "learn", never)
     again = trained(folder, out, DetectionConfig(width=32), **options)
     assert again.rows == result.rows
+    elsewhere = replace(SHORT, workers=0, checkpoint_minutes=9.0)
+    assert trained(folder, out, DetectionConfig(width=32), elsewhere, **options).rows == result.rows
     with pytest.raises(SelfsightError, match="other training"):
         trained(folder, out, DetectionConfig(width=32), labels=(0.5, 1.0), seeds=3)
 
@@ -114,6 +116,11 @@ def test_a_detector_is_saved_and_predicts_boxes_in_the_originals_pixels(tmp_path
     assert inside / (w * h + (x1 - x0) * (y1 - y0) - inside) > 0.5
     with Image.open(tmp_path / "predicted" / "overlays" / f"{name}.png") as overlay:
         assert overlay.size == (WIDE, WIDE)
+    counts = []
+    for overlap in (0.01, 1.0):
+        some = PredictConfig(out=tmp_path / f"overlap-{overlap}", score=0.05, overlap=overlap, overlays=False)
+        counts.append(predict(out, str(folder / "train" / "images"), some)["boxes"])
+    assert counts[0] < counts[1], "boxes that overlap are one place, or all kept"
 
 
 def test_a_segmenter_is_saved_and_predicts_masks_of_the_originals_size(tmp_path: Path) -> None:
@@ -310,6 +317,43 @@ def test_a_class_that_only_the_test_shows_is_said(tmp_path: Path, capsys: pytest
     annotations.write_text(json.dumps(content))
     open_job(backbone("test_resnet"), folder, TrainConfig(image_size=SIDE), DetectionConfig(), SHORT)
     assert "no training image shows the class 'right'" in " ".join(capsys.readouterr().err.split())
+
+
+def test_objects_that_will_hardly_be_found_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Too small for the finest level in the view, or more in an image than a detector finds."""
+    folder = scenes(tmp_path / "data")
+    open_job(backbone("test_resnet"), folder, TrainConfig(image_size=SIDE), DetectionConfig(), SHORT)
+    assert "boxes are smaller" not in capsys.readouterr().err
+    file = folder / "train" / "annotations.json"
+    content = json.loads(file.read_text())
+    for box in content["annotations"]:
+        box["bbox"][2:] = [9, 9]  # 4.5 pixels in the view
+    file.write_text(json.dumps(content))
+    open_job(backbone("test_resnet"), folder, TrainConfig(image_size=SIDE), DetectionConfig(most=1), SHORT)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "100% of the boxes are smaller than 8 pixels in views of 64" in said
+    assert "--finest 4 or a larger --image-size" in said
+    assert "shows 2 objects, of which --most 1 will be found" in said
+
+
+def test_the_only_image_of_a_class_is_learned_from_not_spared(tmp_path: Path) -> None:
+    folder = scenes(tmp_path / "data")
+    job = open_job(backbone("test_resnet"), folder, TrainConfig(image_size=SIDE), DetectionConfig(), SHORT)
+    assert isinstance(job, Detection)
+    many = replace(job.train.data, labels=[np.array([0])] * 299 + [np.array([0, 1])])
+    rare = replace(job, train=replace(job.train, data=many))
+    for seed in range(30):
+        kept, spared = rare.spare(np.arange(300), 0.1, seed)
+        assert len(spared) == 30
+        assert 299 in kept
+        assert sorted([*kept, *spared]) == list(range(300))
+
+
+@pytest.mark.parametrize(("name", "pretrained_at", "side"), [("test_resnet", 64, WIDE), ("test_vit", 98, 140)])
+def test_views_are_of_whole_patches(tmp_path: Path, name: str, pretrained_at: int, side: int) -> None:
+    folder = scenes(tmp_path / "data")
+    job = open_job(backbone(name, pretrained_at), folder, TrainConfig(), DetectionConfig(), SHORT)
+    assert job.image_size == side
 
 
 def test_masks_that_were_not_predicted_are_never_replaced(tmp_path: Path) -> None:

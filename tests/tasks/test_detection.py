@@ -239,9 +239,24 @@ def test_average_precision_is_that_of_pycocotools(seed: int) -> None:
     predictions, targets = random_scene(seed, images=12, classes=4)
     scores = mean_average_precision(predictions, targets, ["a", "b", "c", "d"])
     expected, each = coco_scores(predictions, targets, 4)
-    assert [scores["map"], scores["map_50"], scores["mar_100"]] == pytest.approx(expected, abs=1e-6)
+    assert [scores["map"], scores["map_50"], scores["mar"]] == pytest.approx(expected, abs=1e-6)
     assert scores["per_class"] == pytest.approx({"abcd"[k]: precision for k, precision in each.items()}, abs=1e-6)
     assert set(scores["per_class"]) == {"a", "b", "c"}  # no image has the last
+
+
+def test_a_detector_finds_as_many_objects_as_asked_and_all_count() -> None:
+    places = [[x, y, x + 8.0, y + 8] for x in range(0, 640, 40) for y in range(0, 320, 40)]
+    truth: Boxes = {"boxes": torch.tensor(places), "labels": torch.zeros(len(places), dtype=torch.int64)}
+    found: Boxes = {**truth, "scores": torch.linspace(0.9, 0.5, len(places))}
+    assert mean_average_precision([found], [truth], ["a"])["mar"] == pytest.approx(100 / 128)
+    assert mean_average_precision([found], [truth], ["a"], 200)["mar"] == 1
+    assert mean_average_precision([found], [truth], ["a"], 200)["map"] == 1
+    for kind in KINDS:
+        torch.manual_seed(0)
+        detector = Detector(backbone("test_resnet"), 2, 64, kind, width=32, most=3).eval()
+        with torch.no_grad():
+            counts = [len(boxes["boxes"]) for boxes in detector(torch.rand(2, 3, 64, 64))]
+        assert max(counts) <= 3, kind
 
 
 def test_average_precision_is_exact_where_an_overlap_meets_a_threshold() -> None:
@@ -276,7 +291,7 @@ def test_average_precision_without_predictions_is_zero_and_without_objects_unkno
     targets: list[Boxes] = [{"boxes": torch.tensor([[1.0, 2, 30, 40]]), "labels": torch.tensor([1])}]
     nothing: list[Boxes] = [{**NONE, "scores": torch.zeros(0)}]
     scores = mean_average_precision(nothing, targets, ["a", "b"])
-    assert scores == {"map": 0.0, "map_50": 0.0, "mar_100": 0.0, "per_class": {"b": 0.0}}
+    assert scores == {"map": 0.0, "map_50": 0.0, "mar": 0.0, "per_class": {"b": 0.0}}
     scores = mean_average_precision(nothing, [NONE], ["a", "b"])
     assert math.isnan(scores["map"])
     assert scores["per_class"] == {}

@@ -15,34 +15,14 @@ from safetensors.torch import load_file
 from selfsight.errors import SelfsightError
 from selfsight.run import RunFolder
 from selfsight.tasks.learning import LearnConfig
-
-SCRIPT = """
-import sys
-from pathlib import Path
-import torch
-from selfsight import backbones
-from selfsight.tasks.classification import ClassificationConfig
-from selfsight.tasks.curve import TrainConfig, train
-from selfsight.tasks.learning import LearnConfig
-data, out, devices, pseudo = sys.argv[1:]
-torch.manual_seed(0)
-net = backbones.create(backbones.plan("test_resnet", 16, 1, (0.3,), (0.38,)))
-learning = LearnConfig(
-    devices=int(devices), min_steps=12, max_steps=12, batch_size=32, lr=1e-3, checks=2, validation=0.2
-)
-settings = ClassificationConfig(pseudo_labels=float(pseudo) or None)
-config = TrainConfig(labels=(0.1, 1.0), seeds=1)
-trained = train(net, data, config, settings, learning, method="simclr", run="run", out=Path(out))
-print("helped" if trained is None else "led")
-"""
+from tests.tasks import learn_alone
 
 
-def run(folder: Path, data: Path, devices: int, pseudo: float = 0.0) -> tuple[str, RunFolder]:
-    """Train in a program of its own, which Lightning can start twice; return what its processes printed."""
-    script, out = folder / "train.py", folder / str(devices)
-    script.write_text(SCRIPT)
+def run(folder: Path, data: Path, pseudo: float = 0.0) -> tuple[str, RunFolder]:
+    """Train with two processes; return what they printed."""
+    out = folder / "2"
     job = subprocess.run(
-        [sys.executable, *map(str, (script, data, out, devices, pseudo))],
+        [sys.executable, *map(str, (learn_alone.__file__, data, out, 2, pseudo))],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         cwd=folder,
         capture_output=True,
@@ -58,7 +38,9 @@ def rows(folder: RunFolder) -> list[dict[str, Any]]:
 
 
 def test_two_processes_learn_like_one_in_four_trainings_in_a_row(digits_file: Path, tmp_path: Path) -> None:
-    (_, one), (words, two) = run(tmp_path, digits_file, 1), run(tmp_path, digits_file, 2)
+    one = RunFolder(tmp_path / "1")
+    learn_alone.learn(str(digits_file), one.path, 1, 0.0)
+    words, two = run(tmp_path, digits_file)
     assert Counter(words.split())["led"] == 1
     assert words.count("[1/4]") == 1, "the helper is quiet"
     ours, theirs = rows(two), rows(one)
@@ -76,7 +58,7 @@ def test_two_processes_learn_like_one_in_four_trainings_in_a_row(digits_file: Pa
 
 
 def test_two_processes_agree_on_pseudo_labels(digits_file: Path, tmp_path: Path) -> None:
-    words, folder = run(tmp_path, digits_file, 2, pseudo=0.5)
+    words, folder = run(tmp_path, digits_file, pseudo=0.5)
     assert Counter(words.split())["led"] == 1
     assert {(r["protocol"], r["labels"]) for r in rows(folder) if r["method"] == "simclr"} == {
         (protocol, labels) for protocol in ("finetune", "pseudo") for labels in (0.1, 1.0)

@@ -1,8 +1,6 @@
 """One picture, from a file or from memory, to one uint8 square."""
 
 import io
-import logging
-import math
 import os
 import stat
 import struct
@@ -19,12 +17,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from pillow_heif import register_heif_opener
-from tifffile import EXTRASAMPLE, PHOTOMETRIC, TiffFile, TiffPage
 
+from selfsight.data.tiff import ORIENTATION, beyond_pillow, tiff_array, tiff_size
 from selfsight.errors import SelfsightError
 
 register_heif_opener()
-logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # of odd tags, in files that are read all the same
 Image.init()  # now, as threads that load the decoders at the same time see half of them
 
 _USUAL = [".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif"]
@@ -37,9 +34,6 @@ UNREAD = frozenset(
 DECODERS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "HEIF", "AVIF", "PPM")
 DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 MAX_BANDS = 13
-COLOURS = (PHOTOMETRIC.RGB, PHOTOMETRIC.YCBCR, PHOTOMETRIC.CIELAB)
-"""What a TIFF says of itself whose picture has three bands."""
-ORIENTATION = 0x0112  # the EXIF tag
 
 Picture = str | Image.Image | NDArray[Any] | torch.Tensor
 """A file, or an image in memory: (H, W) or (H, W, C) as an array, (C, H, W) as a tensor."""
@@ -173,49 +167,14 @@ def open_image(file: IO[bytes]) -> Image.Image:
 
 
 def holds_bands(file: str) -> bool:
-    """Return whether a file is read as an array of bands: NumPy's own, or a TIFF that Pillow would not read right.
-
-    Pillow drops a fourth band that is not transparency, reads no fifth, and keeps the upper eight bits of colours.
-    """
+    """Return whether a file is read as an array of bands: NumPy's own, or a TIFF that Pillow would not read right."""
     if not file.lower().endswith((".tif", ".tiff")) or not_a_file(file):
         return file.lower().endswith(".npy")
     try:
-        with reasons(), TiffFile(file) as tiff:
-            page = _first_page(tiff)
-            more = page.samplesperpixel - _shown(page)
-            plain = page.photometric in (PHOTOMETRIC.SEPARATED, PHOTOMETRIC.PALETTE)
-            return not plain and (more > 1 or (more == 1 and not _transparent(page)) or page.bitspersample > 8)
+        with reasons():
+            return beyond_pillow(file)
     except BadImageError:
         return False  # Pillow says what is wrong, or it is an image of another kind
-
-
-def _first_page(tiff: TiffFile) -> TiffPage:
-    page = tiff.pages.first
-    assert isinstance(page, TiffPage)
-    return page
-
-
-def _shown(page: TiffPage) -> int:
-    """Return how many bands are the picture's; what is more is transparency, or of its own."""
-    return 3 if page.photometric in COLOURS else 1
-
-
-def _transparent(page: TiffPage) -> bool:
-    """Return whether all bands beyond the picture's are said to be transparency."""
-    return bool(page.extrasamples) and {EXTRASAMPLE.ASSOCALPHA, EXTRASAMPLE.UNASSALPHA}.issuperset(page.extrasamples)
-
-
-def _tiff_size(page: TiffPage) -> tuple[int, int]:
-    """Return (width, height), upright."""
-    size = page.imagewidth, page.imagelength
-    if size[0] * size[1] > 2 * (Image.MAX_IMAGE_PIXELS or math.inf):
-        raise Image.DecompressionBombError
-    return size if _turned(page) < 5 else size[::-1]
-
-
-def _turned(page: TiffPage) -> int:
-    tag = page.tags.get(ORIENTATION)
-    return 1 if tag is None else int(tag.value)
 
 
 def fetch(pictures: Pictures, row: int) -> Picture:
@@ -254,8 +213,7 @@ def read_size(picture: Picture) -> tuple[int, int]:
         if isinstance(picture, Image.Image):
             return _upright_size(picture)
         if isinstance(picture, str) and not picture.lower().endswith(".npy"):
-            with TiffFile(picture) as tiff:
-                return _tiff_size(_first_page(tiff))
+            return tiff_size(picture)
         height, width = as_array(picture).shape[:2]
         return width, height
 
@@ -304,17 +262,7 @@ def _array_in(file: str) -> NDArray[Any]:
     if file.lower().endswith(".npy"):
         saved: NDArray[Any] = np.load(content, allow_pickle=False)
         return saved
-    with TiffFile(content) as tiff:
-        page = _first_page(tiff)
-        _tiff_size(page)
-        array: NDArray[Any] = page.asarray()
-    if array.ndim == 3 and array.shape[0] == page.samplesperpixel:  # each band is stored by itself
-        array = np.moveaxis(array, 0, -1)
-    array, turned = np.atleast_3d(array), _turned(page)
-    array = array.swapaxes(0, 1) if turned in (5, 6, 7, 8) else array  # as EXIF numbers them
-    array = array[:: -1 if turned in (3, 4, 7, 8) else 1, :: -1 if turned in (2, 3, 6, 7) else 1]
-    array = array[..., : _shown(page)] if _transparent(page) else array
-    return array if array.shape[2] > 1 else array[..., 0]
+    return tiff_array(content)
 
 
 def bands_last(array: NDArray[Any]) -> NDArray[Any]:

@@ -105,7 +105,8 @@ def _image_bytes(images: ImageSet) -> int:
 def _free_bytes(device: torch.device) -> int:
     """Return how much memory a set may take on this device without anything being swapped out."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for what comes
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
     if device.type != "cpu":
         return 0  # not known; reading ahead serves any device
     meminfo = Path("/proc/meminfo")

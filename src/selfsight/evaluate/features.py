@@ -21,13 +21,16 @@ MOST_PIXELS = 3072
 
 
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module in eval mode without gradients for the block; afterwards each part trains or not as before."""
+def evaluating(module: nn.Module, side: int | None = None) -> Iterator[None]:
+    """Put a module in eval mode without gradients for the block; afterwards each part trains or not as before.
+
+    `side` is that of its images in pixels, by default that of a backbone's own.
+    """
     before = {part: part.training for part in module.modules()}
     device = next((weights.device for weights in module.parameters()), torch.device("cpu"))
     module.eval()
     try:
-        with torch.inference_mode(), plain_attention(module, device):
+        with torch.inference_mode(), plain_attention(module, device, side):
             yield
     finally:
         for part, training in before.items():

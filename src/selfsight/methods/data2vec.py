@@ -92,7 +92,7 @@ class Data2Vec(Method):
             if self.summary is not None:
                 wholes.append(F.mse_loss(exact(self.summary(tokens[:, 0])), target.mean(1)))
         loss = torch.stack(losses).mean()
-        chance = (target - target.mean((0, 1))).square().mean()  # of the same answer at all places
+        chance = (target - target.mean(0)).square().mean()  # of what is usual at each place, whatever the image
         if not wholes:
             return {"loss": loss, "chance": chance}
         summary = torch.stack(wholes).mean()

@@ -24,7 +24,9 @@ class IJEPA(Method):
     """Joint-embedding prediction: from a part of the image, predict a teacher's features of other blocks."""
 
     paper = "Assran et al., Self-Supervised Learning from Images with a Joint-Embedding Predictive Architecture, 2023"
-    optim = Optim("adamw", lr=1e-3, weight_decay=0.04, final_weight_decay=0.4, warmup=0.1)
+    # The paper's decay at AdamW's rate of 1e-3 is 0.04 to 0.4: its product with the rate is the same.
+    optim = Optim("muon", lr=8e-3, weight_decay=0.005, final_weight_decay=0.05, momentum=0.95, warmup=0.1)
+    batch_size = 64
     vit = mean_tokens = True
 
     @dataclass(frozen=True)
@@ -74,12 +76,13 @@ class IJEPA(Method):
             assert isinstance(self.teacher.model, Backbone)
             full = exact(encode(self.teacher.model, x)[:, prefix:])
             full = F.layer_norm(full, full.shape[-1:])
+        usual = full.mean(0).expand_as(full)  # at each place, whatever the image
         losses, chance = [], []
         for target in targets:
             asked = where(target).to(x.device)
             wanted = take(full, asked)
             losses.append(F.smooth_l1_loss(exact(self.predictor(tokens, kept, asked)), wanted))
-            chance.append(F.smooth_l1_loss(full.mean((0, 1)).expand_as(wanted), wanted))
+            chance.append(F.smooth_l1_loss(take(usual, asked), wanted))
         return {"loss": torch.stack(losses).mean(), "chance": torch.stack(chance).mean()}
 
     def draw(self, count: int) -> tuple[Tensor, list[Tensor]]:

@@ -72,7 +72,7 @@ class MAE(Method):
         hidden = scattered(len(x), self.grid**2, self.mask, x.device)
         answers = exact(self.answer(x, hidden))
         target, _, _ = normalized(patchify(x, self.grid)[hidden].view_as(answers))
-        return {"loss": (answers - target).square().mean(), "chance": torch.tensor(1.0)}
+        return {"loss": (answers - target).square().mean(), "chance": target.square().mean()}
 
     def answer(self, x: Tensor, hidden: Tensor) -> Tensor:
         """Return the decoder's pixels (B, H, C · P · P) of the hidden patches of x, of which H an image are hidden."""

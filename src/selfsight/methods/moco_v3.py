@@ -5,6 +5,7 @@ Chen, Xie, He: An Empirical Study of Training Self-Supervised Vision Transformer
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ class MoCoV3(Taught):
     class Config(Taught.Config):
         """MoCo v3's hyperparameters."""
 
+        imagenet: ClassVar[float] = 0.99
         temperature: float = 0.2
         """Divides the similarities."""
         hidden: int = 4096

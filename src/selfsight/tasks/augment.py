@@ -78,6 +78,19 @@ class Placement:
         shown = maps[None, :, : self.shown[0], : self.shown[1]]
         return F.interpolate(shown, (self.height, self.width), mode="bilinear", align_corners=False)[0]
 
+    def classes_back(self, logits: Tensor) -> Tensor:
+        """Return the likeliest class of each pixel of the image, (height, width), by logits (K, S, S) of the view.
+
+        One class after the other: all of them at the size of a photo would be gigabytes.
+        """
+        best = self.maps_back(logits[:1].float())[0]
+        likeliest = torch.zeros_like(best, dtype=torch.int64)
+        for k in range(1, len(logits)):
+            other = self.maps_back(logits[k : k + 1].float())[0]
+            likeliest[other > best] = k
+            best = torch.maximum(best, other)
+        return likeliest
+
 
 def whole(image: Tensor, target: Target, size: int, mean: tuple[float, ...]) -> tuple[Tensor, Target, Placement]:
     """Return the evaluation view, what it shows, and the way back: the longer side resized to `size`, then padded.

@@ -297,7 +297,7 @@ class Classification:
             apart = whole_groups(groups[rows], share, seed, self.train.targets[rows] > 0)
             return rows[~apart], rows[apart]
         if self.many:
-            return spare(rows, share, seed)
+            return spare(rows, share, seed, self.train.targets[rows] > 0)
         random, labels = np.random.default_rng([seed, 1]), self.train.targets.argmax(1)
         members = [random.permutation(rows[labels[rows] == k]) for k in range(len(self.classes))]
         spared = np.concatenate([some[: int(share * len(some))] for some in members])

@@ -22,7 +22,7 @@ from selfsight.backbones import (
     spec_from_json,
     spec_to_json,
 )
-from selfsight.data import open_boxes, open_masks, write_problems
+from selfsight.data import BoxSet, open_boxes, open_masks, write_problems
 from selfsight.data.labels import amounts_of, check_draws
 from selfsight.errors import SelfsightError
 from selfsight.evaluate.curve import weights_hash
@@ -35,7 +35,7 @@ from selfsight.run import RunFolder
 from selfsight.tasks.augment import DenseView
 from selfsight.tasks.classification import Classification, ClassificationConfig, open_classified
 from selfsight.tasks.jobs import DenseConfig, Detection, DetectionConfig, Job, Segmentation, SegmentationConfig
-from selfsight.tasks.labelled import open_labelled
+from selfsight.tasks.labelled import Labelled, open_labelled
 from selfsight.tasks.learning import LearnConfig, Learner, learn
 from selfsight.tasks.model import TaskModel
 
@@ -57,9 +57,13 @@ def default_learning(task: str) -> LearnConfig:
     return LearnConfig(**shared, clip=0.0)
 
 
+MACHINES = ("workers", "checkpoint_minutes")
+"""How a machine goes about learning, not what is learned: a stopped training goes on with others."""
 STEP = 32
-"""View sides are multiples of this: what every usual backbone shrinks images to a whole number by."""
+"""View sides are multiples of this, by which every usual backbone shrinks images to a whole number, or of its patch."""
 LARGEST_CPU, LARGEST_GPU = 256, 512
+MANY_SMALL = 0.25
+"""A larger share of boxes that are too small is said."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +82,8 @@ class TrainConfig:
     """Counts of labels per class to use, besides the fractions; for classification."""
     seeds: int | None = None
     """How many random subsets (and trainings) an amount gets; by default 3 with --labels or --per-class, else 1."""
-    baselines: bool | None = None
-    """Train the same network from scratch as well; by default with --labels or --per-class only."""
+    baselines: bool = True
+    """With --labels or --per-class train the same network from scratch as well."""
     imagenet: str | None = None
     """Train from these weights too, to compare: timm for its own, mostly of ImageNet, or a file of weights of the same
     architecture."""
@@ -296,11 +300,12 @@ def open_job(backbone: Backbone, data: Any, config: TrainConfig, settings: Setti
         return Classification(*classified, settings, size, learning.hflip, protocol)
     if isinstance(settings, DetectionConfig):
         boxes = open_labelled(data, config.test, open_boxes, **options)
-        size = config.image_size or _size(boxes[0].data.sizes, largest)
+        size = config.image_size or _size(boxes[0].data.sizes, largest, backbone)
+        _warn_of_what_is_missed(boxes[0], size, settings)
         return Detection(*boxes, size, _view(size, backbone, learning, settings), protocol, settings)
     protocol = "frozen" if settings.decoder == "linear" else protocol
     masks = open_labelled(data, config.test, open_masks, **options)
-    size = config.image_size or _size(masks[0].data.sizes, largest)
+    size = config.image_size or _size(masks[0].data.sizes, largest, backbone)
     return Segmentation(*masks, size, _view(size, backbone, learning, settings), protocol, settings)
 
 
@@ -318,6 +323,7 @@ def describe(
     asked = asdict(config)
     for free in ("out", "cache", "cache_dir", "strict"):
         asked.pop(free)
+    learned = {name: value for name, value in asdict(learning).items() if name not in MACHINES}
     content = {
         "task": job.task,
         "run": run,
@@ -333,13 +339,15 @@ def describe(
         "pixels": {"train": job.train.images.digest(), "test": job.test.images.digest()},
         "model": asdict(settings),
         "training": asked,
-        "learning": asdict(learning),
+        "learning": learned,
     }
     content = json.loads(json.dumps(content, default=str))
     if folder.config_file.exists():
         before = folder.config()
         if "backbone" in before:  # with what a later version knows of it
             before["backbone"] = json.loads(json.dumps(spec_to_json(spec_from_json(before["backbone"]))))
+        for free in MACHINES:  # earlier versions kept them
+            before.get("learning", {}).pop(free, None)
         for key in content:
             if key in before and before[key] != content[key]:
                 raise SelfsightError(f"--out {folder.path}: holds a training with other {key}; choose another folder")
@@ -372,16 +380,34 @@ def _starts(backbone: Backbone, job: Job, config: TrainConfig, method: str) -> d
         mean, std = (IMAGENET_MEAN, IMAGENET_STD) if spec.channels == 3 else (spec.mean, spec.std)
         known = plan(spec.name, job.image_size, spec.channels, mean, std, pretrained=True)
         starts["imagenet"] = load_pretrained(known, config.imagenet, flag="--imagenet")
-    if config.curve if config.baselines is None else config.baselines:
+    if config.curve and config.baselines:
         # A frozen backbone does not learn: without pretraining it is a random network, and nothing is from scratch.
         starts["scratch" if job.learns and job.protocol != "frozen" else "random"] = None
     return starts
 
 
-def _size(sizes: Any, largest: int) -> int:
-    """Return the view's side that suits images of these sizes (N, 2)."""
+def _size(sizes: Any, largest: int, backbone: Backbone) -> int:
+    """Return the view's side that suits images of these sizes (N, 2), and the backbone."""
+    step = STEP if STEP % backbone.reduction == 0 else backbone.reduction
     longer = float(np.percentile(sizes.max(1), 90))
-    return int(min(-(-longer // STEP) * STEP, largest))
+    return int(min(-(-longer // step), max(largest // step, 1)) * step)
+
+
+def _warn_of_what_is_missed(labelled: Labelled[BoxSet], size: int, settings: DetectionConfig) -> None:
+    """Say where training images show objects too small for the finest level, or more than are found in an image."""
+    data, rows = labelled.data, labelled.rows("train")
+    shrunk = [np.diff(data.boxes[row].reshape(-1, 2, 2), axis=1).min(2) * size / data.sizes[row].max() for row in rows]
+    sides = np.concatenate(shrunk).ravel()
+    small = float((sides < settings.finest).mean())
+    if small > MANY_SMALL:
+        finer = f"--finest {settings.finest // 2} or " if settings.finest > 4 else ""
+        say(
+            f"{small:.0%} of the boxes are smaller than {settings.finest} pixels in views of {size} and will hardly be "
+            f"learned; try {finer}a larger --image-size"
+        )
+    counts = [len(data.boxes[row]) for row in rows]
+    if max(counts) > settings.most:
+        say(f"an image shows {max(counts)} objects, of which --most {settings.most} will be found")
 
 
 def _view(size: int, backbone: Backbone, learning: LearnConfig, settings: DenseConfig) -> DenseView:

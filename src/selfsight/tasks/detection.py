@@ -39,6 +39,8 @@ ONE_OBJECT = 0.6
 """Predictions whose IoU is higher are of one object: what torchvision's FCOS holds of those of one class."""
 ONE_PLACE = 0.4
 """The same for who looks at them: of trees from the air a third fewer boxes are drawn, of the same precision."""
+COCO_MOST = 100
+"""COCO counts so many predictions an image."""
 ROIS = 128
 """Regions of an image that train Faster R-CNN's second stage: a quarter of the paper's, whose images are larger."""
 FCOS_START = 4.0
@@ -66,6 +68,7 @@ class Detector(TaskModel):
         *,
         width: int = 96,
         finest: int = 8,
+        most: int = COCO_MOST,
     ) -> None:
         """Build a detector of `classes` classes for images of `image_size` pixels a side.
 
@@ -73,6 +76,7 @@ class Detector(TaskModel):
         `finest` is about the stride of the finest level: a few times smaller than the smallest object of interest. 8 is
         FCOS's and RetinaNet's; 4 finds smaller ones at four times the work. A backbone pretrained on small images has
         a small stem or patch and finer maps than these: they are left out, its others take the levels that they suit.
+        `most` objects are found in an image at most.
 
         Raises SelfsightError where sizes don't fit the backbone.
         """
@@ -89,7 +93,7 @@ class Detector(TaskModel):
                 f"{levels.strides}; use fcos"
             )
         count = len(levels.strides)
-        head = HEADS[kind](levels, classes, [image_size / 2 ** (count - i) for i in range(count)])
+        head = HEADS[kind](levels, classes, [image_size / 2 ** (count - i) for i in range(count)], most)
         head.transform = AsTheyAre()
         super().__init__(backbone, head)
         self.first_label = 1 if kind == "fasterrcnn" else 0  # its class 0 is the background
@@ -98,8 +102,7 @@ class Detector(TaskModel):
         """Return the losses by name, to be summed, in training; in evaluation what is found in each image.
 
         `images` (B, C, S, S) are in [0, 1]; `targets`, which only training needs, are the B images' objects, boxes of
-        positive width and height. An image may have none. At most 100 objects an image are found, of a score of at
-        least 0.05.
+        positive width and height. An image may have none. What is found has a score of at least 0.05.
         """
         if self.training and targets is not None:
             shifted = [{"boxes": t["boxes"], "labels": t["labels"] + self.first_label} for t in targets]
@@ -203,16 +206,16 @@ def _coarser(stride: int, image_size: int) -> list[int]:
     return strides
 
 
-def _fcos(levels: Levels, classes: int, anchors: list[float]) -> Any:
+def _fcos(levels: Levels, classes: int, anchors: list[float], most: int) -> Any:
     """Return torchvision's FCOS, whose anchors are points: their size is the level's stride."""
     points = AnchorGenerator(tuple((stride,) for stride in levels.strides), ((1.0,),) * len(anchors))
-    model = FCOS(levels, classes, anchor_generator=points, score_thresh=LEAST_SCORE)
+    model = FCOS(levels, classes, anchor_generator=points, score_thresh=LEAST_SCORE, detections_per_img=most)
     nn.init.constant_(model.head.regression_head.bbox_reg.bias, FCOS_START)
     model.head.register_forward_hook(_in_float32)
     return model
 
 
-def _retinanet(levels: Levels, classes: int, anchors: list[float]) -> Any:
+def _retinanet(levels: Levels, classes: int, anchors: list[float], most: int) -> Any:
     """Return torchvision's RetinaNet of the second version: group norms in its heads, GIoU as the boxes' loss."""
     thirds = tuple(tuple(size * 2 ** (third / 3) for third in range(3)) for size in anchors)
     generator = AnchorGenerator(thirds, (ASPECTS,) * len(anchors))
@@ -221,11 +224,11 @@ def _retinanet(levels: Levels, classes: int, anchors: list[float]) -> Any:
     head.regression_head._loss_type = "giou"
     head.register_forward_hook(_in_float32)
     return RetinaNet(
-        levels, classes, anchor_generator=generator, head=head, score_thresh=LEAST_SCORE, detections_per_img=100
+        levels, classes, anchor_generator=generator, head=head, score_thresh=LEAST_SCORE, detections_per_img=most
     )
 
 
-def _faster_rcnn(levels: Levels, classes: int, anchors: list[float]) -> Any:
+def _faster_rcnn(levels: Levels, classes: int, anchors: list[float], most: int) -> Any:
     """Return torchvision's Faster R-CNN, which takes its regions from every level; all its layers follow the width."""
     hidden = 4 * levels.out_channels
     model = FasterRCNN(
@@ -235,6 +238,7 @@ def _faster_rcnn(levels: Levels, classes: int, anchors: list[float]) -> Any:
         box_head=TwoMLPHead(levels.out_channels * 7**2, hidden),
         box_predictor=FastRCNNPredictor(hidden, classes + 1),
         box_score_thresh=LEAST_SCORE,
+        box_detections_per_img=most,
         box_batch_size_per_image=ROIS,
     )
     for part in (model.rpn.head, model.roi_heads.box_predictor):
@@ -277,29 +281,31 @@ class DetectionScores(TypedDict):
     """Mean average precision: over the classes that occur and over IoU thresholds from 0.5 to 0.95."""
     map_50: float
     """The same at IoU 0.5."""
-    mar_100: float
-    """Mean recall of 100 detections an image, over the same classes and thresholds as `map`."""
+    mar: float
+    """Mean recall of the detections of an image, over the same classes and thresholds as `map`."""
     per_class: dict[str, float]
     """Average precision by class, as in `map`, of the classes that occur."""
 
 
 def mean_average_precision(
-    predictions: Sequence[Boxes], targets: Sequence[Boxes], classes: Sequence[str]
+    predictions: Sequence[Boxes], targets: Sequence[Boxes], classes: Sequence[str], most: int = COCO_MOST
 ) -> DetectionScores:
-    """Return COCO's average precision and recall of the predictions for as many images, by faster-coco-eval."""
+    """Return COCO's average precision and recall of the predictions for as many images, by faster-coco-eval.
+
+    Of each image the surest `most` predictions count.
+    """
     metric = MeanAveragePrecision(
         backend="faster_coco_eval",
         class_metrics=True,
         # torchmetrics' own are rounded to float32: boxes of whole pixels with an IoU of just 0.55 would miss theirs.
         iou_thresholds=np.linspace(0.5, 0.95, 10).tolist(),
         rec_thresholds=np.linspace(0, 1, 101).tolist(),
+        max_detection_thresholds=[1, 10, most],
     )
     metric.warn_on_many_detections = False
     metric.update(list(predictions), list(targets))
     scores = metric.compute()
     occurring, precisions = (scores[name].reshape(-1).tolist() for name in ("classes", "map_per_class"))
     per_class = {classes[k]: precision for k, precision in zip(occurring, precisions, strict=True) if precision >= 0}
-    found: dict[str, float] = {
-        name: float(scores[name]) if per_class else math.nan for name in ("map", "map_50", "mar_100")
-    }
-    return {"map": found["map"], "map_50": found["map_50"], "mar_100": found["mar_100"], "per_class": per_class}
+    ap, ap_50, recall = (float(scores[name]) if per_class else math.nan for name in ("map", "map_50", f"mar_{most}"))
+    return {"map": ap, "map_50": ap_50, "mar": recall, "per_class": per_class}

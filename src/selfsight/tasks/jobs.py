@@ -22,7 +22,7 @@ from selfsight.evaluate.features import evaluating
 from selfsight.pictures import in_colour, save_pictures, spread
 from selfsight.progress import track
 from selfsight.tasks.augment import DenseView, Placement, Target, whole
-from selfsight.tasks.detection import Boxes, Detector, Kind, mean_average_precision, one_class, surest
+from selfsight.tasks.detection import COCO_MOST, Boxes, Detector, Kind, mean_average_precision, one_class, surest
 from selfsight.tasks.labelled import Labelled, scaled, spare
 from selfsight.tasks.model import TaskModel
 from selfsight.tasks.overlay import painted, palette
@@ -141,6 +141,12 @@ class DetectionConfig(DenseConfig):
     """torchvision's fcos, retinanet or fasterrcnn."""
     finest: int = 8
     """About the stride of the finest level in pixels: a few times smaller than the smallest object of interest."""
+    most: int = COCO_MOST
+    """Objects found in an image at most; more where images show more, as cells or a crowd's heads."""
+
+    def __post_init__(self) -> None:
+        if self.most < 1:
+            raise SelfsightError(f"--most {self.most}: must be 1 or more")
 
 
 @dataclass(frozen=True)
@@ -204,7 +210,11 @@ class Dense(ABC, Generic[T]):
 
     def spare(self, rows: NDArray[np.int64], share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the rows to train on, and about this share of `rows` to validate on, or none if these are few."""
-        return spare(rows, share, seed)
+        shows = np.zeros((len(rows), len(self.train.data.classes)), bool)
+        present = self.train.data.present
+        for shown, row in zip(shows, rows, strict=True):
+            shown[present[row]] = True
+        return spare(rows, share, seed, shows)
 
     def calibrate(self, model: TaskModel, rows: NDArray[np.int64]) -> None:
         """Leave the scores of boxes and pixels as they are."""
@@ -219,7 +229,7 @@ class Dense(ABC, Generic[T]):
             view, labels = self.truth(int(row))
             views.append(view)
             answers.append(labels)
-        with evaluating(model):
+        with evaluating(model, self.image_size):
             found = model(torch.stack(views).to(next(model.parameters()).device))
         answers += [self.shown(answer) for answer in found]
         size = (self.image_size, self.image_size)
@@ -243,7 +253,9 @@ class Detection(Dense[BoxSet]):
     def model(self, backbone: Backbone, rows: NDArray[np.int64] | None = None) -> Detector:
         """Return a fresh detector on this backbone."""
         c, classes = self.config, len(self.classes)
-        return Detector(backbone, classes, self.image_size, c.kind, width=c.width or WIDTH, finest=c.finest)
+        return Detector(
+            backbone, classes, self.image_size, c.kind, width=c.width or WIDTH, finest=c.finest, most=c.most
+        )
 
     def example(self, row: int) -> tuple[Tensor, Target]:
         """Return a random view of a training image, the boxes in it and their classes."""
@@ -287,7 +299,8 @@ class Detection(Dense[BoxSet]):
     def scores(self, model: TaskModel, part: str, rows: NDArray[np.int64]) -> Scores:
         """Return map, map_50, mar_100, and agnostic_50: map_50 with all classes taken as one.
 
-        Where that is much higher, objects are found and their classes are mistaken.
+        Where that is much higher, objects are found and their classes are mistaken. Where a detector finds more than
+        COCO's 100 in an image they count, and recall is named by their number.
         """
         labelled = self.part(part)
         data = labelled.data
@@ -299,12 +312,13 @@ class Detection(Dense[BoxSet]):
             for row in rows
         ]
         found = list(self.found(model, labelled, rows))
-        measured = mean_average_precision(found, truth, self.classes)
-        places = mean_average_precision(list(map(one_class, found)), list(map(one_class, truth)), ["object"])
+        most = max(self.config.most, COCO_MOST)
+        measured = mean_average_precision(found, truth, self.classes, most)
+        places = mean_average_precision(list(map(one_class, found)), list(map(one_class, truth)), ["object"], most)
         return {
             "map_50": measured["map_50"],
             "map": measured["map"],
-            "mar_100": measured["mar_100"],
+            f"mar_{most}": measured["mar"],
             "agnostic_50": places["map_50"],
             **{f"ap:{name}": precision for name, precision in measured["per_class"].items()},
         }
@@ -358,7 +372,7 @@ class Segmentation(Dense[MaskSet]):
         """Yield the class of each pixel of each image, (H, W) int64 at its original size, on the CPU."""
         for answers, placements in answered(model, labelled, rows, self.image_size):
             for answer, placement in zip(answers, placements, strict=True):
-                yield placement.maps_back(answer.float()).argmax(0).cpu()
+                yield placement.classes_back(answer).cpu()
 
     def scores(self, model: TaskModel, part: str, rows: NDArray[np.int64]) -> Scores:
         """Return miou, dice and pixel accuracy, and of each class iou:NAME and dice:NAME."""
@@ -379,7 +393,7 @@ def answered(
     The ways lead to the original images' pixels.
     """
     device, mean = next(model.parameters()).device, model.backbone.spec.mean
-    with evaluating(model):
+    with evaluating(model, size):
         for start in track(range(0, len(rows), batch_size), "test", "batches", math.ceil(len(rows) / batch_size)):
             views, placements = [], []
             for row in rows[start : start + batch_size]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from selfsight.data import BoxSet, ImageSet, MaskSet, open_images
 from selfsight.data.annotations import Annotated, Problem
-from selfsight.data.labels import warn_of_overlap
+from selfsight.data.labels import warn_of_overlap, whole_groups
 from selfsight.errors import SelfsightError
 from selfsight.progress import say
 
@@ -133,8 +133,14 @@ def scaled(data: Annotated, row: int, shape: tuple[int, int]) -> Tensor:
     return torch.tensor([x, y, x, y], dtype=torch.float32)
 
 
-def spare(rows: NDArray[np.int64], share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the rows but a seeded share of them, and that share; none is spared where there are fewer than ENOUGH."""
-    spared = round(share * len(rows)) if len(rows) >= ENOUGH else 0
-    order = np.random.default_rng([seed, 1]).permutation(rows)
-    return np.sort(order[spared:]), np.sort(order[:spared])
+def spare(
+    rows: NDArray[np.int64], share: float, seed: int, shows: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the rows but a seeded share of them, and that share; none is spared where there are fewer than ENOUGH.
+
+    Nor is an image spared that alone shows one of the classes (rows, K) that `shows` knows of.
+    """
+    if not share or len(rows) < ENOUGH:
+        return rows, rows[:0]
+    apart = whole_groups(np.arange(len(rows)), share, seed, shows)
+    return rows[~apart], rows[apart]

@@ -5,6 +5,7 @@ The rates, the warm-up and the cosine are those of evaluate/finetune.py, which t
 
 import itertools
 import math
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from selfsight.errors import SelfsightError, StoppedError
 from selfsight.evaluate.finetune import RATE_BATCH, peak
 from selfsight.memory import enough_memory
 from selfsight.nn import fast_bf16, process, synchronize_batchnorm
-from selfsight.processes import leads, told
+from selfsight.processes import cluster, leads, require_all, told
 from selfsight.progress import bar, say
 from selfsight.run import RunFolder
 from selfsight.tasks.augment import Target
@@ -64,7 +65,7 @@ class LearnConfig:
     """A pretrained backbone's rate falls by this factor from block to block, from the last to the first: what the first
     see is the same in every task. By default 0.75 for ViTs, as is usual since BEiT, and 1 for all others."""
     hflip: bool = True
-    """Mirror half of the training views; not where left and right mean something."""
+    """Mirror half of the training views; switch it off where left and right mean something."""
     validation: float = 0.1
     """Share of the labelled images that choose the best weights, where there are 200 or more (for classification
     1,000); 0 keeps the last."""
@@ -107,7 +108,7 @@ def learn(learner: "Learner", device: torch.device) -> None:
     """
     config, run = learner.config, learner.run
     bf16 = config.precision == "bf16" or (config.precision == "auto" and fast_bf16(device))
-    with quiet_lightning(), plain_attention(learner, device):
+    with quiet_lightning(), plain_attention(learner, device, learner.job.image_size):
         trainer = L.Trainer(
             max_epochs=-1,
             accelerator="gpu" if device.type == "cuda" else "cpu",
@@ -117,6 +118,7 @@ def learn(learner: "Learner", device: torch.device) -> None:
             precision="bf16-mixed" if bf16 else "32-true",
             gradient_clip_val=None,
             logger=False,
+            plugins=cluster(),
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -135,6 +137,12 @@ def learn(learner: "Learner", device: torch.device) -> None:
         raise StoppedError(f"{run.path}: stopped at {learner.progress:.0%}; the same command goes on from there")
     if learner.best is not None:
         learner.model.load_state_dict(learner.best)
+
+
+def outlive_signals(worker: int) -> None:
+    """Let a worker go on at Ctrl-C and at a cluster's first SIGTERM, which the main process answers by a checkpoint."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL) and None)
 
 
 class Learner(L.LightningModule):
@@ -161,7 +169,8 @@ class Learner(L.LightningModule):
         self.keeper, self.bar = Keeper(config.checkpoint_minutes), bar(transient=True)
 
     def configure_model(self) -> None:
-        """With several processes, let BatchNorm see the whole batch."""
+        """With several processes, let BatchNorm see the whole batch; SelfsightError if not all are here."""
+        require_all(self.trainer.world_size)
         if self.trainer.world_size > 1:
             synchronize_batchnorm(self.model, self.trainer.strategy.root_device)
 
@@ -193,6 +202,7 @@ class Learner(L.LightningModule):
             batch_sampler=Batches(self.config.batch_size, self.steps, *process()),
             collate_fn=collate,
             num_workers=workers,
+            worker_init_fn=outlive_signals,
             pin_memory=self.device.type == "cuda",
         )
 
@@ -231,7 +241,7 @@ class Learner(L.LightningModule):
         self.seconds = time.monotonic() - self.started
         before = self.progress
         minutes = self.config.minutes
-        self.progress = told(min(1.0, self.seconds / (60 * minutes) if minutes else self.steps / self.total))
+        self.progress = told(min(1.0, self.seconds / (60 * minutes))) if minutes else self.steps / self.total
         speed = self.steps * self.config.batch_size / max(self.seconds, 1e-9)
         left = self.seconds / max(self.progress, 1e-9) * (1 - self.progress)
         note = f"loss {self.loss_sum / self.loss_count:.3f} · {speed:,.0f} images/s · {left / 60:.1f} min left"

@@ -24,7 +24,7 @@ from selfsight.progress import track
 from selfsight.run import RunFolder, replace_file, write_table
 from selfsight.tasks.augment import whole
 from selfsight.tasks.classifier import Classifier, KnnHead
-from selfsight.tasks.detection import Boxes, Detector, surest
+from selfsight.tasks.detection import ONE_PLACE, Boxes, Detector, surest
 from selfsight.tasks.model import TaskModel
 from selfsight.tasks.overlay import overlay, palette, with_legend
 from selfsight.tasks.segmentation import Segmenter
@@ -46,6 +46,9 @@ class PredictConfig:
     score: float | None = None
     """Boxes of a lower score are neither written nor drawn, by default 0.3; where images have several classes, so are
     classes of a lower confidence, by default 0.5."""
+    overlap: float = ONE_PLACE
+    """Of boxes whose intersection over union is more than this the surest is kept, whatever their classes; 1 keeps all
+    that the detector found."""
     batch_size: int = 16
     """Images at a time; halved by itself where a GPU has too little memory."""
     cache: bool = True
@@ -56,6 +59,8 @@ class PredictConfig:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise SelfsightError(f"--batch-size {self.batch_size}: must be 1 or more")
+        if not 0 < self.overlap <= 1:
+            raise SelfsightError(f"--overlap {self.overlap}: must be a share in (0, 1]")
 
 
 @dataclass(frozen=True)
@@ -79,11 +84,11 @@ class Model:
         spec, device = self.model.backbone.spec, next(self.model.parameters()).device
         if self.task == "classification":
             (batch,) = in_order(images, rows, len(rows), device)
-            with evaluating(self.model):
+            with evaluating(self.model, self.image_size):
                 logits = self.model(squares(batch, self.image_size)).float().cpu()
             return list(logits.softmax(1) if self.separator is None else logits.sigmoid())
         placed = [whole(images.in_shape(int(row)), {}, self.image_size, spec.mean) for row in rows]
-        with evaluating(self.model):
+        with evaluating(self.model, self.image_size):
             found = self.model(torch.stack([view for view, _, _ in placed]).to(device))
             out: list[Any] = []
             for answer, (_, _, placement), row in zip(found, placed, rows, strict=True):
@@ -93,7 +98,7 @@ class Model:
                     boxes = back.boxes_back(answer["boxes"].float().cpu())
                     out.append({"boxes": boxes, "scores": answer["scores"].cpu(), "labels": answer["labels"].cpu()})
                 else:
-                    out.append(back.maps_back(answer.float()).argmax(0).cpu())
+                    out.append(back.classes_back(answer).cpu())
         return out
 
 
@@ -115,8 +120,8 @@ def load_model(path: str | Path) -> Model:
     if task == "classification":
         model = classifier(backbone, len(classes), chosen, folder.method_file)
     elif task == "detection":
-        width = chosen["width"]
-        model = Detector(backbone, len(classes), size, chosen["kind"], width=width, finest=chosen["finest"])
+        settings = {name: chosen[name] for name in ("kind", "width", "finest", "most") if name in chosen}
+        model = Detector(backbone, len(classes), size, **settings)
     else:
         model = Segmenter(backbone, len(classes), chosen["decoder"], width=chosen["width"])
     folder.load_method(model)
@@ -222,7 +227,7 @@ class BoxWriter:
     """predictions.json, in COCO's format, with scores."""
 
     def __init__(self, model: Model, config: PredictConfig) -> None:
-        self.classes, self.out = model.classes, config.out
+        self.classes, self.out, self.overlap = model.classes, config.out, config.overlap
         self.score = 0.3 if config.score is None else config.score
         self.colours = palette(len(model.classes), first_is_background=False)
         self.coco: dict[str, Any] = {
@@ -235,7 +240,7 @@ class BoxWriter:
         """Take the boxes of an image; return those that are sure enough, the surest of each place."""
         number = len(self.coco["images"]) + 1
         self.coco["images"].append({"id": number, "file_name": name, "width": size[0], "height": size[1]})
-        kept = surest(answer, self.score)
+        kept = surest(answer, self.score, self.overlap)
         _add(self.coco, kept, number)
         return kept
 
