@@ -35,9 +35,9 @@ def command(data: Path, out: Path, *flags: object) -> list[str]:
     return [sys.executable, train_alone.__file__, *arguments(data, out, *flags)]
 
 
-def environment(**more: str) -> dict[str, str]:
+def environment() -> dict[str, str]:
     """As many threads as here, which is part of being bit-equal."""
-    return os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONUNBUFFERED": "1"} | more
+    return os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONUNBUFFERED": "1"}
 
 
 def train(data: object, out: Path, **changes: object) -> RunFolder:

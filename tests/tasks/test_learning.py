@@ -1,5 +1,6 @@
 """Workers that draw examples outlive the signals that the main process answers."""
 
+import multiprocessing
 import os
 import signal
 import time
@@ -19,8 +20,10 @@ class Numbers(Dataset[float]):
 
 def test_workers_go_on_at_the_signals_that_stop_a_training() -> None:
     """Ctrl-C and a cluster's SIGTERM reach all processes; the main one needs its workers until its step is done."""
+    before = set(multiprocessing.active_children())
     loader = iter(DataLoader(Numbers(), batch_size=1, num_workers=1, worker_init_fn=outlive_signals))
-    worker = loader._workers[0]  # type: ignore[attr-defined]
+    (worker,) = set(multiprocessing.active_children()) - before
+    assert worker.pid is not None
     assert float(next(loader)) == 1
     for number in (signal.SIGINT, signal.SIGTERM):
         os.kill(worker.pid, number)

@@ -131,6 +131,14 @@ class ManyLabels(Protocol):
         """(N,) arrays: the classes that occur in each image."""
 
 
+def shown_in(data: ManyLabels, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which classes these rows show, (rows, K)."""
+    shows, present = np.zeros((len(rows), len(data.classes)), bool), data.present
+    for place, row in enumerate(rows):
+        shows[place, present[row]] = True
+    return shows
+
+
 def few_images(data: ManyLabels, rows: NDArray[np.int64], amount: float | int, seed: int) -> NDArray[np.int64]:
     """Return the sorted rows, out of `rows`, whose boxes or masks may be used.
 
@@ -144,10 +152,7 @@ def few_images(data: ManyLabels, rows: NDArray[np.int64], amount: float | int, s
     count = amount if isinstance(amount, int) else max(1, round(amount * len(order)))
     if count > len(order):
         raise SelfsightError(f"labels: there are {len(order)} images to train on, fewer than the {count} asked for")
-    shows = np.zeros((len(order), len(data.classes)), bool)
-    present = data.present
-    for place, row in enumerate(order):
-        shows[place, present[row]] = True
+    shows = shown_in(data, order)
     first: list[int] = []
     missing = shows.any(axis=0)
     while missing.any() and len(first) < count:

@@ -16,6 +16,7 @@ from torchvision import tv_tensors
 from selfsight.backbones import Backbone
 from selfsight.data import BoxSet, ImageSet, MaskSet, few_images
 from selfsight.data.annotations import Problem
+from selfsight.data.labels import shown_in
 from selfsight.data.mask_files import IGNORE
 from selfsight.errors import SelfsightError
 from selfsight.evaluate.features import evaluating
@@ -210,11 +211,7 @@ class Dense(ABC, Generic[T]):
 
     def spare(self, rows: NDArray[np.int64], share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the rows to train on, and about this share of `rows` to validate on, or none if these are few."""
-        shows = np.zeros((len(rows), len(self.train.data.classes)), bool)
-        present = self.train.data.present
-        for shown, row in zip(shows, rows, strict=True):
-            shown[present[row]] = True
-        return spare(rows, share, seed, shows)
+        return spare(rows, share, seed, shown_in(self.train.data, rows))
 
     def calibrate(self, model: TaskModel, rows: NDArray[np.int64]) -> None:
         """Leave the scores of boxes and pixels as they are."""

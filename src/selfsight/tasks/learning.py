@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any, Literal
 
 import lightning as L
@@ -141,8 +142,12 @@ def learn(learner: "Learner", device: torch.device) -> None:
 
 def outlive_signals(worker: int) -> None:
     """Let a worker go on at Ctrl-C and at a cluster's first SIGTERM, which the main process answers by a checkpoint."""
+
+    def once(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL) and None)
+    signal.signal(signal.SIGTERM, once)
 
 
 class Learner(L.LightningModule):
