@@ -25,6 +25,12 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 
 @pytest.fixture
+def few_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Health is measured twice in a training, not ten times: where something else is tested."""
+    monkeypatch.setattr("selfsight.watch.CHECKS", 2)
+
+
+@pytest.fixture
 def fused(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Of each call of torch's fused attention from now on, whether it was for a gradient."""
     calls: list[bool] = []

@@ -1,5 +1,6 @@
 """The Python API, as the README shows it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,21 +12,24 @@ from PIL import Image
 import selfsight
 from selfsight import methods
 
+pytestmark = pytest.mark.usefixtures("few_checks")
 Digits = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 
-def test_pretrain_embed_evaluate_load(digits_file: Path, tmp_path: Path) -> None:
+def test_pretrain_embed_evaluate_load(digits: Digits, tmp_path: Path) -> None:
+    data = tmp_path / "digits.npz"
+    np.savez(data, images=digits[0][:400], labels=digits[1][:400])
     config = selfsight.Pretrain(backbone="test_resnet", batch_size=64)
-    run = selfsight.pretrain(digits_file, method="rotation", out=tmp_path / "run", epochs=1, config=config)
+    run = selfsight.pretrain(data, method="rotation", out=tmp_path / "run", epochs=1, config=config)
     assert run.method == "rotation"
     again = selfsight.load(tmp_path / "run")
-    embedding = again.embed(digits_file)
-    assert embedding.features.shape == (1797, 96)
+    embedding = again.embed(data)
+    assert embedding.features.shape == (400, 96)
     assert embedding.labels[:3] == ["0", "1", "2"]
     with torch.no_grad():
         direct = again.backbone()(torch.rand(1, 1, 16, 16))
     assert direct.shape == (1, 96)
-    rows = again.evaluate(digits_file, selfsight.EvaluateConfig(per_class=(5,), seeds=2, protocols=("linear",)))
+    rows = again.evaluate(data, selfsight.EvaluateConfig(per_class=(5,), seeds=2, protocols=("linear",)))
     assert {row.method for row in rows} == {"rotation", "random", "pixels"}
     assert all(0.1 < row.value <= 1 for row in rows)
 
@@ -102,6 +106,9 @@ def test_labels_that_a_training_saw_are_not_tested_on(digits: Digits, tmp_path: 
             continue
         with pytest.raises(selfsight.SelfsightError, match="supcon has seen all labels"):
             run.evaluate(config=config)
+        on = replace(flags, out=tmp_path / "on", pretrained=str(run.path), backbone="auto")
+        with pytest.raises(selfsight.SelfsightError, match=r"simclr has seen all labels .* or began with weights"):
+            selfsight.pretrain(str(tmp_path / "plain.npz"), "simclr", config=on).evaluate(config=config)
         (tmp_path / "link.npz").symlink_to(tmp_path / "plain.npz")
         with pytest.raises(selfsight.SelfsightError, match="supcon has seen all labels"):
             run.evaluate(str(tmp_path / "link.npz"), config)

@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -146,11 +148,15 @@ def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
 
 
 def test_a_converted_run_is_taken_by_the_other_verbs(
-    tmp_path: Path, digits_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    digits: tuple[NDArray[np.uint8], NDArray[np.int64]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """It is evaluated and drawn; what needs its pretext task or its own images is left out, or asked for in words."""
     model = create(plan("test_resnet", SIZE, 1, (0.3,), (0.3,), pretrained=True))
-    checkpoint, folder = tmp_path / "w.safetensors", tmp_path / "run"
+    checkpoint, folder, data = tmp_path / "w.safetensors", tmp_path / "run", tmp_path / "digits.npz"
+    np.savez(data, images=digits[0][:200], labels=digits[1][:200])
     save_file({k: v.contiguous() for k, v in model.model.state_dict().items()}, checkpoint)
     convert(checkpoint, folder, "test_resnet", SIZE, (0.3,), (0.3,))
 
@@ -160,13 +166,13 @@ def test_a_converted_run_is_taken_by_the_other_verbs(
         return capsys.readouterr().out
 
     flags = ["--protocols", "knn", "--per-class", 5, "--seeds", 1, "--no-baselines", "--json"]
-    found = json.loads(selfsight("evaluate", folder, digits_file, *flags))
+    found = json.loads(selfsight("evaluate", folder, data, *flags))
     assert found["rows"][0]["method"] == "converted"
     page = (folder / "report.html").read_text()
     assert f"The weights of {checkpoint}" in page
     assert "<h1>w.safetensors, converted</h1>" in page
-    assert f"the images below are of {digits_file}" in page
-    shown = json.loads(selfsight("show", folder, digits_file, "--images", 2, "--json"))["pictures"]
+    assert f"the images below are of {data}" in page
+    shown = json.loads(selfsight("show", folder, data, "--images", 2, "--json"))["pictures"]
     assert len(shown) == 1, "only what the backbone looks at"
     with pytest.raises(SelfsightError, match="the images of a converted run are not known"):
         load(folder).report()

@@ -7,9 +7,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.multiprocessing.spawn import spawn
 
 from selfsight.distillation import koleo, sinkhorn
+from tests.processes import together
 
 
 def plain_sinkhorn(logits: Tensor, rounds: int) -> Tensor:
@@ -40,7 +40,7 @@ def assign_half(rank: int, folder: str, logits: Tensor) -> None:
 
 def test_two_processes_assign_like_one(tmp_path: Path) -> None:
     logits = torch.randn(12, 5) * 3
-    spawn(assign_half, (str(tmp_path), logits), nprocs=2)
+    together(assign_half, str(tmp_path), logits)
     rows = [torch.load(tmp_path / f"rows{rank}", weights_only=True) for rank in (0, 1)]
     assert torch.allclose(torch.cat(rows), sinkhorn(logits), atol=1e-6)
 

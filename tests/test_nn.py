@@ -7,11 +7,11 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import spawn
 
 from selfsight import backbones
 from selfsight.methods.simclr import nt_xent
 from selfsight.nn import CpuSyncBatchNorm, Teacher, gather, mlp, spread, synchronize_batchnorm
+from tests.processes import together
 
 CPU = torch.device("cpu")
 
@@ -49,7 +49,7 @@ def test_two_processes_give_the_loss_gradients_and_statistics_of_one(tmp_path: P
     views = torch.rand(2, 8, 1, 16, 16, dtype=torch.float64)
     net = network()
     loss, grads = loss_and_gradients(net, views)
-    spawn(process, (str(tmp_path), views), nprocs=2)
+    together(process, str(tmp_path), views)
     result = torch.load(tmp_path / "result", weights_only=True)
     assert torch.allclose(result["loss"], loss, atol=1e-6)
     assert len(grads) == len(result["grads"])

@@ -23,6 +23,8 @@ from selfsight.run import RunFolder
 from selfsight.training import Pretrain, Trainee, fit, prepare
 from tests.test_training import Digits, train
 
+pytestmark = pytest.mark.usefixtures("few_checks")
+
 
 def test_leaves_a_run_that_loads(digits: Digits, tmp_path: Path) -> None:
     run = train(digits[0][:256], tmp_path / "run", epochs=2)
@@ -63,8 +65,26 @@ def test_refuses_to_overwrite_a_run(digits: Digits, tmp_path: Path) -> None:
     assert train(digits[0][:64], tmp_path / "run", **again).config_file.read_bytes() == before, "nothing to do"
     with pytest.raises(SelfsightError, match=r"--batch-size 16: .* was begun with 32"):
         train(digits[0][:64], tmp_path / "run", **(again | {"batch_size": 16}))
-    with pytest.raises(SelfsightError, match="is simclr on array; choose another folder"):
-        pretrain(digits[0][:64], "byol", Pretrain(out=tmp_path / "run", resume=True))
+    finished = Pretrain(out=tmp_path / "run", resume=True)
+    with pytest.raises(SelfsightError, match=r"--temperature 0\.7: .* was begun with 0\.2"):
+        pretrain(digits[0][:64], "simclr", finished, SimCLR.Config(temperature=0.7))
+    for images, method in ((digits[0][:64], "byol"), (digits[0][64:128], "simclr")):
+        with pytest.raises(SelfsightError, match="is simclr on array; choose another folder"):
+            pretrain(images, method, Pretrain(out=tmp_path / "run", resume=True))
+    with pytest.raises(SelfsightError, match="was trained on array, which isn't here; name the images"):
+        Run(RunFolder(tmp_path / "run")).images()
+
+
+def test_pictures_that_cannot_be_drawn_lose_no_training(
+    digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(pretraining, "say", said.append)
+    monkeypatch.setattr(SimCLR, "picture", lambda *_: 1 / 0)
+    run = train(digits[0][:64], tmp_path / "run", batch_size=32)
+    assert run.weights_file.exists()
+    assert run.method_file.exists()
+    assert "its pictures can't be drawn (ZeroDivisionError" in said[-1]
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import pytest
 
 from selfsight.errors import SelfsightError
-from selfsight.processes import cluster, leads, require_all
+from selfsight.processes import cluster, expect, leads, require_all
 
 
 @pytest.mark.parametrize(
@@ -34,6 +34,16 @@ def test_a_cluster_that_started_other_processes_is_named(monkeypatch: pytest.Mon
     require_all(8)
     with pytest.raises(SelfsightError, match=r"--devices, --nodes: 8 processes .* started 1; .*srun"):
         require_all(1)
+
+
+def test_a_second_training_of_several_processes_in_a_program_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Helpers run the program from its beginning: they would come to the first training."""
+    monkeypatch.setattr("selfsight.processes._parted", True)
+    monkeypatch.setattr("selfsight.processes._expected", 2)
+    with pytest.raises(SelfsightError, match="--devices, --nodes: one training of several processes"):
+        expect(2)
+    expect(1)
+    assert leads()
 
 
 def test_slurm_keeps_no_checkpoints_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,14 @@
 """What is written while a method trains."""
 
 import itertools
+import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+from lightning.pytorch.loggers import Logger
 from safetensors.torch import load_file
 
 from selfsight import watch
@@ -15,6 +18,7 @@ from tests.test_training import Digits
 
 
 @pytest.mark.parametrize(("method", "beside"), [("simclr", None), ("byol", "teacher"), ("dino", "student")])
+@pytest.mark.usefixtures("few_checks")
 def test_labels_are_asked_of_the_embeddings_and_change_nothing(
     digits: Digits, tmp_path: Path, method: str, beside: str | None
 ) -> None:
@@ -36,6 +40,58 @@ def test_labels_are_asked_of_the_embeddings_and_change_nothing(
             assert (float(last.get(f"{kind}_{other}") or 0) > 0.3) == (other == beside)
     weights, others = (load_file(run.weights_file) for run in runs)
     assert all(bool((weights[key] == others[key]).all()) for key in weights)
+
+
+class FakeWandb(Logger):
+    """Stands for Lightning's logger, which needs the package."""
+
+    def __init__(self, **asked: object) -> None:
+        super().__init__()
+        self.asked, self.rows = asked, 0
+        self.told: dict[str, Any] = {}
+
+    @property
+    def name(self) -> str:
+        return "wandb"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    def log_hyperparams(self, params: Any, *_: Any, **__: Any) -> None:
+        self.told = params
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.rows += 1
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_loggers_are_told_the_settings_and_each_run_is_its_own(
+    digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: bool
+) -> None:
+    """In one that the program began, as a W&B sweep does, all is written there, and it is not ended."""
+    made: list[FakeWandb] = []
+    ended: list[str] = []
+
+    def make(**asked: object) -> FakeWandb:
+        made.append(FakeWandb(**asked))
+        return made[-1]
+
+    package = SimpleNamespace(run=object() if begun else None, finish=lambda: ended.append("run"))
+    monkeypatch.setitem(sys.modules, "wandb", package)
+    monkeypatch.setattr(watch, "WandbLogger", make)
+    monkeypatch.setenv("WANDB_PROJECT", "moths")
+    out = tmp_path / "run"
+    run = pretrain(
+        digits[0][:64], "simclr", Pretrain(out=out, epochs=1, batch_size=32, backbone="test_resnet", wandb=True)
+    )
+    assert run is not None
+    (logger,) = made
+    assert logger.asked == {"project": "moths", "name": "run", "save_dir": out, "id": run.config()["id"]}
+    assert logger.told["method"] == "simclr"
+    assert logger.told["optim"]["lr"] == run.config()["optim"]["lr"]
+    assert logger.rows == len(run.metrics())
+    assert ended == ([] if begun else ["run"])
 
 
 @pytest.mark.parametrize(("seconds", "count"), [(1, 10), (60, 2)])

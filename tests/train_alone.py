@@ -21,11 +21,14 @@ def main(argv: Sequence[str]) -> None:
     # What is registered first runs last: selfsight, which registers its own, is imported later.
     atexit.register(lambda: dist.is_initialized() and print("still connected", file=sys.stderr))
     from selfsight.errors import SelfsightError
+    from selfsight.nn import process
+    from selfsight.processes import leads
 
     try:
         train(argv)
     except SelfsightError as error:
         sys.exit(str(error))
+    print(process(), "leads" if leads() else "helps")
 
 
 if __name__ == "__main__":

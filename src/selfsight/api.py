@@ -81,6 +81,8 @@ class Run:
         spec = config["backbone"]
         if data is None and "converted" in config:
             raise SelfsightError(f"{self.path}: the images of a converted run are not known; name some")
+        if data is None and not Path(config["data"]).exists():
+            raise SelfsightError(f"{self.path}: was trained on {config['data']}, which isn't here; name the images")
         return open_images(
             config["data"] if data is None else data,
             image_size=spec["image_size"],
@@ -216,19 +218,19 @@ class Run:
 
     def _require_unseen(self, images: ImageSet) -> None:
         """Raise SelfsightError where the run's training has seen the labels of images that would be held out."""
-        config = self.folder.config()
-        if images.split is not None and config.get("parts_digest", images.parts_digest()) == images.parts_digest():
-            return
-        if images.source == config["data"] or images.digest() == config.get("data_digest"):
-            remedy = (
-                "train it on data with a train and a test part"
-                if images.split is None
-                else "put its train and test part back as they were in its training"
-            )
-            raise SelfsightError(
-                f"{self.path}: {self.method} has seen all labels that it trained on; "
-                f"measure it on other images than {images.source}, or {remedy}"
-            )
+        for seen in methods.labels_seen(self.folder.config()):
+            if images.split is not None and seen.get("parts_digest", images.parts_digest()) == images.parts_digest():
+                continue
+            if images.source == seen["data"] or images.digest() == seen.get("data_digest"):
+                remedy = (
+                    "train it on data with a train and a test part"
+                    if images.split is None
+                    else "put its train and test part back as they were in its training"
+                )
+                raise SelfsightError(
+                    f"{self.path}: {self.method} has seen all labels that it trained on, or began with weights that "
+                    f"have; measure it on other images than {images.source}, or {remedy}"
+                )
 
     def trained_method(self) -> Method:
         """Return the whole trained method, with its heads and teachers, on the CPU in evaluation mode.
@@ -315,7 +317,7 @@ def load(path: str | Path) -> Run:
 
 def pretrain(
     data: Any,
-    method: str = "simclr",
+    method: str | type[Method] = "simclr",
     *,
     out: str | Path | None = None,
     minutes: float | None = None,
@@ -326,7 +328,8 @@ def pretrain(
     """Pretrain a backbone on unlabeled images.
 
     `data` is a path (see the docs for the formats), a NumPy array, or a torchvision or Hugging Face data set.
-    `minutes` or `epochs` is the budget; everything else about the training is in `config`, the method's own
+    `method` is a name that `selfsight methods` lists, 'module:Class' of one of your own, or its class. `minutes` or
+    `epochs` is the budget; everything else about the training is in `config`, the method's own
     hyperparameters in `settings`, for example `methods.get("simclr").Config(temperature=0.1)`.
     """
     config = config or Pretrain()
@@ -336,7 +339,7 @@ def pretrain(
         minutes=config.minutes if minutes is None else minutes,
         epochs=config.epochs if epochs is None else epochs,
     )
-    folder = pretraining.pretrain(data, method, config, settings)
+    folder = pretraining.pretrain(data, methods.name_of(method), config, settings)
     if folder is None:  # a helper process of a distributed run has nothing left to do
         raise SystemExit(0)
     return Run(folder)

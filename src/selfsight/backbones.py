@@ -192,6 +192,11 @@ class Backbone(nn.Module):
         self.register_buffer("mean", torch.tensor(spec.mean).view(shape), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(shape), persistent=False)
 
+    def compile_model(self) -> None:
+        """Compile the model with torch.compile: of a ViT each block, as what hides patches calls these alone."""
+        for part in self.model.blocks if is_vit(self.spec.name) else [self.model]:
+            part.compile()
+
     def patches(self, side: int | None = None) -> float:
         """Return the number of patches of an image of this side, by default its own, where the backbone is a ViT."""
         return ((side or self.spec.image_size) / (self.spec.patch_size or own_patch(self.spec.name))) ** 2

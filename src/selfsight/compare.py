@@ -1,6 +1,7 @@
 """Compare pretext tasks: the same backbone, data, budget and seeds for each, beside what needs no pretraining."""
 
 import itertools
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from selfsight.pretraining import name_of, require_same
 from selfsight.progress import say
 from selfsight.report import Comparison, Entry, write_comparison
 from selfsight.run import RunFolder
-from selfsight.training import DEFAULT_MINUTES, Pretrain, new_backbone, prepare
+from selfsight.training import DEFAULT_MINUTES, Pretrain, new_backbone, prepare, recipe
 
 METHODS = ("rotation", "jigsaw", "colorization", "inpainting", "simclr", "dino")
 MEASURED = 512
@@ -69,6 +70,8 @@ def compare(
     classes = [methods.get(name) for name in names]  # a name that there is not, is wrong for all
     images, facts = prepare(data, replace(training, fraction=1.0))  # measured on all, trained on some
     out = training.out or Path("runs") / f"{name_of(data)}-compare"
+    if training.cache and not isinstance(data, str | Path):
+        data = images  # in memory: an object of another library would be decoded anew for each training
     # One backbone for all: a ViT where any needs one.
     begun = new_backbone(max(classes, key=lambda cls: cls.vit), training, images, facts.image_size)
     if training.backbone == "auto":
@@ -78,7 +81,7 @@ def compare(
     untrained = task.fresh(evaluation.seed)
     seeds = range(training.seed, training.seed + config.trainings)
     for name, seed in itertools.product(names, seeds):
-        _require_same(_place(out, name, seed, training), replace(training, seed=seed), images, config.teacher)
+        _require_same(_place(out, name, seed, training), name, replace(training, seed=seed), images, facts, config)
     comparison = Comparison(
         out=str(out),
         data=images.source,
@@ -106,6 +109,9 @@ def compare(
             raise SelfsightError(f"{out}: stopped in {name}; the same command goes on from there") from error
         except SelfsightError as error:
             entry = Entry(name, "failed", str(error))
+        except Exception as error:  # a bug, mostly in a method of one's own: the others' hours are not lost
+            traceback.print_exc()
+            entry = Entry(name, "failed", f"{type(error).__name__}: {error}")
         rows = [row for _, some in found[:1] for row in some if len(seeds) == 1 or row.method in BASELINES]
         if len(seeds) > 1 and entry.state == "done":
             rows += _by_training([some for _, some in found], seeds)
@@ -162,8 +168,7 @@ def _one(
     if folder.weights_file.exists():
         run = api.load(folder.path)
     else:
-        settings = Distill.Config(teacher=config.teacher) if name == "distill" else None
-        run = api.pretrain(data, name, config=training, settings=settings)
+        run = api.pretrain(data, name, config=training, settings=_settings(name, config))
     holders = [n for n in dict.fromkeys(config.methods) if _has_baselines(folder.path.with_name(n))]
     rows = run.evaluate(data, replace(evaluation, baselines=evaluation.baselines and holders[:1] in ([], [name])))
     page = folder.path / "report.html"
@@ -171,6 +176,11 @@ def _one(
         run.report(data)
     measured = folder.config().get("measured", {})
     return {k: v for k, v in measured.items() if v is not None} | _health(run.backbone(), images), rows
+
+
+def _settings(name: str, config: CompareConfig) -> Distill.Config | None:
+    """Return a method's settings where they are not its own."""
+    return Distill.Config(teacher=config.teacher) if name == "distill" else None
 
 
 def _has_baselines(path: Path) -> bool:
@@ -184,8 +194,10 @@ def _health(backbone: Backbone, images: ImageSet) -> dict[str, float]:
     return {"rankme": health.rankme, "view_retrieval": health.view_retrieval}
 
 
-def _require_same(run: RunFolder, training: Pretrain, images: ImageSet, teacher: str | None) -> None:
-    """Raise SelfsightError where a run is there already that was trained on other data or with other settings."""
+def _require_same(
+    run: RunFolder, name: str, training: Pretrain, images: ImageSet, facts: Facts, config: CompareConfig
+) -> None:
+    """Raise SelfsightError where a run is there already of other data or settings, or of a method that has changed."""
     if not run.config_file.exists():
         return
     saved = run.config()
@@ -193,6 +205,12 @@ def _require_same(run: RunFolder, training: Pretrain, images: ImageSet, teacher:
         raise SelfsightError(f"--out {run.path.parent}: holds a comparison on {saved['data']}; choose another folder")
     if saved.get("data_digest") not in (None, images.digest()):
         raise SelfsightError(f"--out {run.path}: was trained on other images of {images.source}; choose another folder")
-    if saved["method"] == "distill" and saved["method_config"]["teacher"] != teacher:
-        raise SelfsightError(f"--teacher {teacher}: {run.path} has learned from {saved['method_config']['teacher']}")
+    if saved["method"] == "distill" and saved["method_config"]["teacher"] != config.teacher:
+        begun = saved["method_config"]["teacher"]
+        raise SelfsightError(f"--teacher {config.teacher}: {run.path} has learned from {begun}")
     require_same(run, saved["pretrain"], training)
+    cls, seen = methods.get(name), replace(facts, images=training.share_of(facts.images))
+    if saved.get("source") not in (None, methods.source(name)):
+        raise SelfsightError(f"--out {run.path}: {name} has changed since; choose another folder, or delete this one")
+    require_same(run, saved["method_config"], (_settings(name, config) or cls.Config()).fit_to(seen))
+    require_same(run, saved["optim"], recipe(cls.optim, training))

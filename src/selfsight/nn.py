@@ -63,7 +63,6 @@ class Teacher(nn.Module):
         It rises by half a cosine from `momentum`, made `brisk`. Its BatchNorm statistics stay its own: it sees images.
         """
         start = self.brisk(momentum, progress)
-        self.steps += 1
         self.update(student, cosine(start, 1.0, progress), buffers=False)
 
     def brisk(self, momentum: float, progress: float) -> float:
@@ -86,6 +85,7 @@ class Teacher(nn.Module):
 
         Not so with `buffers=False`: for a teacher that sees images in training and has BatchNorm statistics of its own.
         """
+        self.steps += 1
         for weight, new in zip(self.model.parameters(), student.parameters(), strict=True):
             weight.lerp_(new.to(weight.dtype), 1 - momentum)
         if buffers:

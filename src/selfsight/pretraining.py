@@ -6,8 +6,10 @@ the user is told.
 
 import hashlib
 import json
+import secrets
 import sys
 from dataclasses import asdict, replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,14 @@ from selfsight.errors import SelfsightError, StoppedError
 from selfsight.memory import peak_memory, tune_allocator
 from selfsight.methods import Facts, Method
 from selfsight.pictures import save_pictures, spread
-from selfsight.processes import expect, leads
+from selfsight.processes import expect, leads, part
 from selfsight.progress import say
 from selfsight.run import RunFolder
 from selfsight.training import Pretrain, Trainee, begin, fit, prepare
 from selfsight.watch import draw, pace
 
+VERSIONS = ("selfsight", "torch", "torchvision", "timm", "lightning")
+"""Of which libraries a run says the version."""
 FREE = {"out", "resume", "cache", "cache_dir", "checkpoint_minutes", "wandb"}
 """Settings of a training that change nothing of its result."""
 
@@ -41,9 +45,14 @@ def pretrain(data: Any, method: str, config: Pretrain, method_config: Method.Con
     if config.resume and run.weights_file.exists():  # a cluster may begin a job again after its end
         saved = run.config()
         require_same(run, saved["pretrain"], config, Pretrain())
-        given = str(data) if isinstance(data, str | Path) else saved["data"]
-        if saved["method"] != method or not _alike(saved["data"], given):
+        if isinstance(data, str | Path):
+            same = _alike(saved["data"], str(data))
+        else:
+            same = saved["data_digest"] == prepare(data, config)[0].digest()
+        if saved["method"] != method or not same:
             raise SelfsightError(f"--out {run.path}: is {saved['method']} on {saved['data']}; choose another folder")
+        if method_config is not None:
+            require_same(run, saved["method_config"], method_config, type(method_config)())
         say(f"{run.path}: is finished")
         return run if leads() else None
     _require_free(run, config)
@@ -67,6 +76,8 @@ def pretrain(data: Any, method: str, config: Pretrain, method_config: Method.Con
                 "put them back as they were, or choose another --out"
             )
         require_same(run, resumed["method_config"], asked, type(asked)(), chosen=asked.fit_to(facts))
+        if resumed.get("source") not in (None, methods.source(method)):
+            say(f"--resume {run.path}: {method} has changed since it began; it goes on with what it is now")
         module = begin(cls, settings, images, facts, run, config, backbones.spec_from_json(resumed["backbone"]))
     with run.alone():
         _require_free(run, config)  # another process may have trained here meanwhile
@@ -81,6 +92,7 @@ def _train(module: Trainee, method: str, facts: Facts, device: torch.device) -> 
         _announce(module, method, facts, device)
     tune_allocator()
     fit(module, device)
+    part()
     if not module.trainer.is_global_zero:
         return None
     write_skipped(run.skipped_file, images.skipped)  # without a cache damage shows when a file is read
@@ -95,11 +107,14 @@ def _train(module: Trainee, method: str, facts: Facts, device: torch.device) -> 
         "peak_memory_bytes": peak_memory(device),
     }
     run.write_config(run.config() | {"measured": measured, "skipped": len(images.skipped)})
-    rows = spread(images.rows("train"))
-    save_pictures(run.path / "pictures", draw(module.method.cpu(), images, rows, config.seed))
     run.save_method(module.method)
     run.save_backbone(module.kept())
     run.checkpoint_file.unlink(missing_ok=True)  # nothing is left to resume
+    try:
+        rows = spread(images.rows("train"))
+        save_pictures(run.path / "pictures", draw(module.method.cpu(), images, rows, config.seed))
+    except Exception as error:  # whatever is wrong with the pictures of one's own method, the training is not lost
+        say(f"{run.path}: its pictures can't be drawn ({error!r}); once that is mended, `selfsight show {run.path}`")
     return run
 
 
@@ -168,13 +183,17 @@ def _alike(one: Any, other: Any) -> bool:
 def _write(module: Trainee, method: str, settings: Method.Config, facts: Facts, device: torch.device) -> None:
     """Write what was asked for and chosen to the run's config."""
     config, images, run, spec = module.config, module.images, module.run, module.method.backbone.spec
+    of = {"data": images.source, "data_digest": images.digest(), "parts_digest": images.parts_digest()}
+    before = [RunFolder(Path(p)) for p in (config.pretrained, asdict(settings).get("teacher")) if p]
+    seen = [of] if module.method.supervised else []
+    seen += [one for begun in before if begun.config_file.exists() for one in methods.labels_seen(begun.config())]
     run.write_config(
         {
+            "id": secrets.token_hex(4),
             "method": method,
-            "supervised": module.method.supervised,
-            "data": images.source,
-            "data_digest": images.digest(),
-            "parts_digest": images.parts_digest(),
+            "supervised": bool(seen),
+            "labels_seen": seen,
+            **of,
             "images": facts.images,
             "skipped": len(images.skipped),
             "backbone": backbones.spec_to_json(spec),
@@ -182,9 +201,17 @@ def _write(module: Trainee, method: str, settings: Method.Config, facts: Facts, 
             "optim": asdict(module.recipe),
             "pretrain": asdict(config),
             "chosen": {"batch_size": module.batch_size, "image_size": spec.image_size, "device": str(device)},
-            "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
+            "source": methods.source(method),
+            "versions": {"python": sys.version.split()[0]} | {name: _version(name) for name in VERSIONS},
         }
     )
+
+
+def _version(library: str) -> str:
+    try:
+        return version(library)
+    except PackageNotFoundError:  # selfsight, used from a folder of its source
+        return "not installed"
 
 
 def _announce(module: Trainee, method: str, facts: Facts, device: torch.device) -> None:

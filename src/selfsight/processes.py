@@ -18,13 +18,34 @@ T = TypeVar("T")
 
 RANKS = ("RANK", "SLURM_PROCID", "NODE_RANK", "GROUP_RANK", "LOCAL_RANK")
 """Where torchrun, SLURM and Lightning write a process's or a machine's number, before the processes meet."""
+LIGHTNINGS = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What Lightning writes to the environment of the process that it starts helpers from."""
 _expected = 1
+_parted = False
 
 
 def expect(count: int) -> None:
-    """Note how many processes take part in what begins. Of one alone these numbers mean nothing: it leads."""
+    """Note how many processes take part in what begins. Of one alone these numbers mean nothing: it leads.
+
+    Raises SelfsightError where this process has led others before: helpers run a program from its beginning.
+    """
     global _expected
+    if count > 1 and _parted:
+        raise SelfsightError("--devices, --nodes: one training of several processes in a Python program; start another")
     _expected = count
+
+
+def part() -> None:
+    """Leave the other processes: what a program does after its training, it does alone."""
+    global _parted
+    rank, world = process()
+    if world == 1:
+        return
+    dist.destroy_process_group()
+    _parted = True
+    if rank == 0 and not dist.is_torchelastic_launched():  # a helper stays one
+        for name in LIGHTNINGS:
+            os.environ.pop(name, None)
 
 
 def leads() -> bool:

@@ -66,11 +66,12 @@ class Pretrain:
     batch_size: int | None = None
     """Images a step, over all processes; by default the method's own, mostly 256, and fewer for small sets."""
     accumulate: int = 1
-    """Steps whose gradients add up before the weights move."""
+    """Steps whose gradients add up before the weights move. The learning rate is that of so many times the batch, but
+    what compares the images of a batch, as SimCLR and BatchNorm do, sees those of one step."""
     lr: float | None = None
     """Peak learning rate for 256 images; by default the method's own."""
     weight_decay: float | None = None
-    """Weight decay; by default the method's own."""
+    """Weight decay, the same all through; by default the method's own, which may rise."""
     optimizer: optim.OptimName | None = None
     """By default the method's own; another one wants another --lr."""
     warmup: float | None = None
@@ -78,7 +79,8 @@ class Pretrain:
     clip: float | None = None
     """Largest gradient norm; by default the method's own; 0 is no limit."""
     ema: float = 0.0
-    """Keep an average of the weights with this momentum, for example 0.999, instead of the last ones; 0 is off."""
+    """Keep an average of the weights with this momentum, for example 0.999, instead of the last ones; 0 is off. It is
+    less in short trainings, of which the average then spans the last twentieth."""
     precision: Literal["auto", "bf16", "float32"] = "auto"
     """bf16 where the processor is faster with it, else float32."""
     compile: bool = False
@@ -100,7 +102,7 @@ class Pretrain:
     cache_dir: Path | None = None
     """Where the decoded images are kept; by default $SELFSIGHT_CACHE, or ~/.cache/selfsight."""
     wandb: bool = False
-    """Also log to Weights & Biases, if its package is installed."""
+    """Also log to Weights & Biases, if its package is installed: to the project selfsight, or $WANDB_PROJECT."""
 
     def __post_init__(self) -> None:
         if self.minutes is not None and self.epochs is not None:
@@ -163,10 +165,11 @@ def begin(
     if config.optimizer not in (None, cls.optim.name) and config.lr is None and spec is None:
         usual = f"{cls.optim.lr:g} is {cls.optim.name}'s"
         raise SelfsightError(f"--optimizer {config.optimizer}: give its --lr too; {usual}")
-    return Trainee(method, images, run, config, _recipe(cls.optim, config), batch_size)
+    own = cls.optim if spec is None else run.settings(optim.Optim, "optim")  # as it was when the run began
+    return Trainee(method, images, run, config, recipe(own, config), batch_size)
 
 
-def _recipe(own: optim.Optim, config: Pretrain) -> optim.Optim:
+def recipe(own: optim.Optim, config: Pretrain) -> optim.Optim:
     """Return the method's optimizer with what the user set instead."""
     if config.optimizer not in (None, own.name):
         own = replace(own, momentum=optim.Optim("adamw", lr=own.lr).momentum)  # the usual one, not the other's
@@ -235,7 +238,8 @@ def fit(module: "Trainee", device: torch.device) -> None:
     """Run Lightning's Trainer over the module, from the run's last checkpoint if it is to be resumed."""
     config, checkpoint = module.config, module.run.checkpoint_file
     bf16 = config.precision == "bf16" or (config.precision == "auto" and fast_bf16(device))
-    with quiet_lightning(), backbones.plain_attention(module, device):
+    logged = loggers(module.run, config.wandb)
+    with quiet_lightning(), backbones.plain_attention(module, device), logged as written_to:
         trainer = L.Trainer(
             max_epochs=-1,
             accelerator="gpu" if device.type == "cuda" else "cpu",
@@ -244,7 +248,7 @@ def fit(module: "Trainee", device: torch.device) -> None:
             strategy=config.strategy,
             precision="bf16-mixed" if bf16 else "32-true",
             accumulate_grad_batches=config.accumulate,
-            logger=loggers(module.run, config.wandb),
+            logger=written_to,
             plugins=cluster(),
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -278,8 +282,9 @@ class Trainee(L.LightningModule):
         self.progress = 0.0
         self.scalars: dict[str, float] = {}  # of the last step
         self.watchers = Watchers(config.checkpoint_minutes)
-        if config.compile:
-            method.backbone.model.compile()
+        for part in method.modules() if config.compile else ():
+            if isinstance(part, Backbone):  # a teacher's too
+                part.compile_model()
 
     def kept(self) -> Backbone:
         """Return the backbone that the run keeps: the averaged one if there is one."""
@@ -333,7 +338,7 @@ class Trainee(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the method's loss."""
         out = self.method(batch, self.progress)
-        self.scalars = {k: float(v.detach()) for k, v in out.items()}
+        self.scalars = {k: float(torch.as_tensor(v).detach()) for k, v in out.items()}
         if not math.isfinite(self.scalars["loss"]):
             value = self.scalars["loss"]
             raise SelfsightError(
@@ -349,7 +354,7 @@ class Trainee(L.LightningModule):
         if self.steps % self.config.accumulate == 0:
             self.method.after_step(self.progress)
             if self.average is not None:
-                self.average.update(self.method.encoder(), self.config.ema)
+                self.average.update(self.method.encoder(), self.average.brisk(self.config.ema, self.progress))
         self.progress = self._progress()
         self.watchers.after_step(self)
         if self.progress >= 1:
@@ -367,7 +372,8 @@ class Trainee(L.LightningModule):
 
     def _progress(self) -> float:
         if self.config.epochs:
-            return min(1.0, self.steps / max(1, round(self.config.epochs * self.loader.steps_per_epoch)))
+            steps, together = round(self.config.epochs * self.loader.steps_per_epoch), self.config.accumulate
+            return min(1.0, self.steps / max(together, -(-steps // together) * together))  # no gradient is thrown away
         share = min(1.0, self.seconds / (60 * self.minutes))
         if self.trainer.world_size > 1:  # all processes must agree on the rate and on when to stop
             agreed = torch.tensor(share, device=self.device)

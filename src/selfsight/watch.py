@@ -1,6 +1,8 @@
 """What watches a training: the journal of metrics and health, the keeper of checkpoints, the bar, the pictures."""
 
+import importlib
 import logging
+import os
 import signal
 import time
 import warnings
@@ -31,6 +33,8 @@ from selfsight.methods import Method
 from selfsight.progress import bar, say
 from selfsight.run import RunFolder
 
+SETTINGS = ("optim", "method_config", "chosen", "backbone", "pretrain")
+"""Of a run's config, what loggers are told to compare trainings by."""
 STRENGTH = 0.01
 """C of the linear probes during a training: to choose it would take longer than all else of a check."""
 CHECKS = 10
@@ -130,9 +134,12 @@ class Journal:
         self.sums: dict[str, float] = {}
 
     def start(self, training: Training) -> None:
-        """Drop what a killed run wrote after its last checkpoint."""
+        """Drop what a killed run wrote after its last checkpoint; tell the loggers how this one is trained."""
         if training.trainer.is_global_zero:
             training.run.forget_metrics_after(training.steps)
+            config = training.run.config()
+            for logger in training.trainer.loggers:
+                logger.log_hyperparams({name: config[name] for name in ("method", *SETTINGS)})
 
     def after_step(self, training: Training) -> None:
         """Add this step's scalars; write a row if it is time."""
@@ -283,15 +290,29 @@ class Bar:
         self.bar.stop()
 
 
-def loggers(run: RunFolder, wandb: bool) -> list[Logger]:
-    """Return where the journal writes its rows beside the run's metrics.csv: TensorBoard, and if asked for W&B."""
-    chosen: list[Logger] = [TensorBoardLogger(run.path, name="tensorboard", version="")]
-    if wandb:
-        try:
-            chosen.append(WandbLogger(project="selfsight", name=run.path.name, save_dir=run.path))
-        except ModuleNotFoundError as error:
-            raise SelfsightError("--wandb: pip install wandb") from error
-    return chosen
+@contextmanager
+def loggers(run: RunFolder, wandb: bool) -> Iterator[list[Logger]]:
+    """Give where the journal writes its rows beside the run's metrics.csv: TensorBoard, and if asked for W&B.
+
+    A resumed run goes on in its W&B run, another one has its own; but in one that the program has begun, as a sweep
+    does, all is written there, and it stays open. Raises SelfsightError where the package isn't installed.
+    """
+    chosen: list[Logger] = [TensorBoardLogger(run.path, name="tensorboard", version="", default_hp_metric=False)]
+    if not wandb:
+        yield chosen
+        return
+    try:
+        package = importlib.import_module("wandb")
+    except ModuleNotFoundError as error:
+        raise SelfsightError("--wandb: pip install wandb") from error
+    known = run.config().get("id") if run.config_file.exists() else None  # a helper may be here before it is written
+    project, begun = os.environ.get("WANDB_PROJECT", "selfsight"), package.run is not None
+    chosen.append(WandbLogger(project=project, name=run.path.name, save_dir=run.path, id=known))
+    try:
+        yield chosen
+    finally:
+        if not begun:
+            package.finish()
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from selfsight.data import ImageSet, open_images
+from selfsight.data import ImageSet, formats, open_images
 from selfsight.errors import SelfsightError
 
 RANDOM = np.random.default_rng(0)
@@ -238,6 +238,37 @@ def test_a_hugging_face_data_set_and_a_dict_of_them(tmp_path: Path) -> None:
     np.testing.assert_array_equal(everything(images), COLOUR.transpose(0, 3, 1, 2))
     assert images.rows("test").tolist() == [7, 8, 9]
     assert images.require_labels().tolist() == [0, 1] * 5
+
+
+def test_the_one_column_of_classes_is_the_label_whatever_it_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    said: list[str] = []
+    monkeypatch.setattr(formats, "say", said.append)
+    kind, rows = datasets.ClassLabel(names=["cat", "dog"]), {"image": [Image.fromarray(p) for p in COLOUR]}
+    for names in (["fine"], ["fine", "coarse"]):
+        features = datasets.Features({"image": datasets.Image()} | dict.fromkeys(names, kind))
+        whole = datasets.Dataset.from_dict(rows | {name: [0, 1] * 5 for name in names}, features=features)
+        images = open_images(whole, image_size=8, cache=False)
+        assert (images.labels is None) == bool(said) == (len(names) > 1)
+    assert "call one of fine, coarse 'label'" in said[0]
+
+
+def test_a_set_says_its_part_and_that_its_transform_is_applied_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(formats, "say", said.append)
+    for train in (True, False):
+        own = TorchvisionStyle("pil")
+        vars(own).update(train=train, transform=None if train else np.asarray)
+        assert open_images(own, image_size=8).source == f"TorchvisionStyle {'train' if train else 'test'}"
+    assert [text.split(":")[0] for text in said] == ["TorchvisionStyle test"]
+    datasets = pytest.importorskip("datasets")
+    whole = datasets.Dataset.from_dict({"image": [Image.fromarray(p) for p in COLOUR]})
+    whole.info.dataset_name = "beans"
+    whole.set_transform(lambda batch: batch)
+    assert open_images(whole, image_size=8, cache=False).source == "beans"
+    assert "beans: its transform is applied once" in said[1]
 
 
 def test_parts_that_lack_a_class_or_all_labels_keep_those_there_are(tmp_path: Path) -> None:

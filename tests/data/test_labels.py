@@ -52,6 +52,19 @@ def test_groups_are_never_divided() -> None:
     assert (stratified_split(LABELS, 0.75, seed=1, groups=groups)[known] == "test").mean() > 0.6
 
 
+def test_a_test_part_of_whole_groups_is_near_its_share_and_shows_the_classes() -> None:
+    """scikit-learn's first fold is the largest group alone."""
+    groups = np.repeat(np.arange(10), [600] + [40] * 9)
+    labels = np.concatenate([np.repeat([0, 1], [400, 200]), np.tile(np.repeat([0, 1], 20), 9)])
+    for seed in range(3):
+        assert 0.1 < (stratified_split(labels, 0.2, seed, groups=groups) == "test").mean() < 0.3
+    sizes = [300, 10, 10, 10, 10, 250, 10, 10, 10]  # each of one class, as patients and their diagnosis
+    groups, labels = np.repeat(np.arange(9), sizes), np.repeat([0, 1], [340, 280])
+    for seed in range(3):
+        split = stratified_split(labels, 0.2, seed, groups=groups)
+        assert set(labels[split == "test"]) == set(labels[split == "train"]) == {0, 1}
+
+
 def test_a_fraction_is_taken_of_every_class_and_at_least_one() -> None:
     rows = np.arange(0, len(LABELS), 2)
     chosen = few_labels(LABELS, rows, 0.1, seed=0)

@@ -82,6 +82,23 @@ def test_with_one_amount_scratch_needs_more_than_that() -> None:
     assert "scratch needs more than 1 % for (+10.5 ±" in found.sentence()
 
 
+def test_an_interval_ends_where_scratch_was_measured() -> None:
+    """Beyond it nothing is known: not that all labels are enough, nor that 14 % are where 10 % were the most."""
+    scratch = rows("scratch", {0.1: [0.6] * 3, 0.4: [0.8] * 3, 1.0: [0.82] * 3})
+    (found,) = savings([*scratch, *rows("dino", {0.1: [0.79, 0.80, 0.815]})])
+    assert found.high is not None
+    assert found.high > 1
+    assert found.sentence().endswith("pretraining gives what scratch needs 49 % (17 % to more than 100 %) for.")
+    uneven = rows("scratch", {0.1: [0.6] * 3, 0.4: [0.62, 0.8, 0.8], 1.0: [0.9] * 3})
+    (found,) = savings([*uneven, *rows("dino", {0.1: [0.62] * 3})])
+    assert "(less than 10 % to more than 100 %) for." in found.sentence()
+
+
+def test_a_loss_is_called_one() -> None:
+    (found,) = savings([*SCRATCH, *rows("dino", {0.4: [0.2, 0.22, 0.21]})])
+    assert found.sentence().endswith("pretraining is worse than training from scratch (-10.0 ± 0.0 points).")
+
+
 def test_one_seed_says_little() -> None:
     (found,) = savings([*rows("scratch", {0.1: [0.1]}), *rows("dino", {0.1: [0.9]})])
     assert (found.margin, found.low, found.measurable) == (None, None, False)

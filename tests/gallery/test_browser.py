@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image, ImageDraw, ImageFont
-from playwright.sync_api import Browser, FloatRect, Page, expect, sync_playwright
+from playwright.sync_api import Browser, FloatRect, Page, Route, expect, sync_playwright
 
 from selfsight.tasks.predict import PredictConfig, predict
 from tests.gallery.galleries import make_run
@@ -68,8 +68,9 @@ def browser() -> Iterator[Browser]:
 
 @contextmanager
 def served(run: Path, data: Path) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
-    """Run `selfsight gallery` as a user does; yield its address and the process."""
-    command = [sys.executable, "-m", "selfsight.cli", "gallery", str(run), str(data), "--port", "0"]
+    """Run `selfsight gallery` as a user does, without UMAP, which compiles for long; yield address and process."""
+    flags = ["--port", "0", "--layout", "tsne"]
+    command = [sys.executable, "-m", "selfsight.cli", "gallery", str(run), str(data), *flags]
     job = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     try:
         assert job.stderr is not None
@@ -122,7 +123,8 @@ def label_by_search(page: Page, names: list[str], key: str) -> None:
     for name in names:
         found = page.locator(f'.tile[title="{name}"]')
         page.keyboard.press("Escape")
-        page.keyboard.press("Home")  # the last label may have led on to an image farther down
+        if not found.count():
+            page.keyboard.press("Home")  # the last label may have led on to an image farther down
         for _ in range(20):
             page.wait_for_timeout(100)  # a page turned is drawn in the next frame
             expect(page.locator('.tile[title^="image "]')).to_have_count(0)  # what is in sight is known by name
@@ -143,6 +145,8 @@ def test_twenty_labels_become_a_classifier(browser: Browser, emoji: Path, tmp_pa
         # search by click
         first = page.locator(".tile").first
         expect(first).to_have_attribute("title", "animals-1f400.png")
+        expect(first).to_have_attribute("aria-setsize", "500")
+        expect(first).to_have_attribute("aria-posinset", "1")
         first.click()
         expect(page.locator("#one-words")).to_contain_text("animals-1f400.png · 64 × 64")
         expect(page.locator("#one-near button")).to_have_count(12)
@@ -179,6 +183,7 @@ def test_twenty_labels_become_a_classifier(browser: Browser, emoji: Path, tmp_pa
         expect(page.locator("#accuracy")).to_contain_text("20 labels")
         expect(page.locator("#accuracy")).to_contain_text("guessed the commonest: 25 %")
         expect(page.locator(".tile .mark.guess").first).to_contain_text("%")
+        expect(page.locator(".tile .mark.guess").first).to_have_css("opacity", "1")
         shot(page, "labels")
         classes = page.locator("#classes").inner_text()
 
@@ -201,6 +206,30 @@ def test_twenty_labels_become_a_classifier(browser: Browser, emoji: Path, tmp_pa
         page.locator("#redo").click()
         expect(page.locator("#classes li").nth(3)).to_contain_text("5 [4]")
 
+        # the enlarged image: arrows turn, keys label, and no picture stands under the name of the next
+        page.locator(".tile[title='animals-1f407.png']").click()
+        page.keyboard.press("Enter")
+        expect(page.locator("#large p").first).to_have_text("animals-1f407.png")
+        expect(page.locator("#large img")).to_have_js_property("naturalWidth", 64)
+        page.keyboard.press("ArrowRight")
+        expect(page.locator("#large p").first).to_have_text("animals-1f408.png")
+        held: list[Route] = []
+        page.route(re.compile(r"/image/9\?"), lambda route: held.append(route))
+        page.keyboard.press("2")
+        expect(page.locator("#large p").first).to_have_text("animals-1f409.png")
+        page.wait_for_timeout(500)
+        expect(page.locator("#large img")).to_have_js_property("naturalWidth", 0)
+        held[0].continue_()
+        page.unroute_all()
+        expect(page.locator("#classes li").nth(1)).to_contain_text("6 [2]")
+        page.keyboard.press("ArrowLeft")
+        expect(page.locator("#large p").first).to_have_text("animals-1f408.png · animals")
+        shot(page, "enlarged")
+        page.keyboard.press("u")
+        expect(page.locator("#classes li").nth(1)).to_contain_text("5 [2]")
+        page.keyboard.press("Escape")
+        expect(page.locator("#large")).to_be_hidden()
+
         # another tab sees each click; after a reload nothing is lost
         other = opened(browser, address)
         expect(other.locator("#classes")).to_have_text(page.locator("#classes").text_content() or "")
@@ -209,6 +238,23 @@ def test_twenty_labels_become_a_classifier(browser: Browser, emoji: Path, tmp_pa
         expect(page.locator("#classes li").nth(1)).to_contain_text("6 [2]")
         other.keyboard.press("u")
         expect(page.locator("#classes li").nth(1)).to_contain_text("5 [2]")
+        seen = "(hidden) => { Object.defineProperty(document, 'hidden', { value: hidden, configurable: true });"
+        seen += " document.dispatchEvent(new Event('visibilitychange')); }"
+        page.evaluate(seen, True)
+        other.keyboard.press("2")
+        expect(other.locator("#classes li").nth(1)).to_contain_text("6 [2]")
+        page.wait_for_timeout(500)
+        assert "5 [2]" in page.locator("#classes li").nth(1).inner_text(), "a hidden tab keeps no connection"
+        page.evaluate(seen, False)
+        expect(page.locator("#classes li").nth(1)).to_contain_text("6 [2]")
+        other.keyboard.press("u")
+        expect(page.locator("#classes li").nth(1)).to_contain_text("5 [2]")
+        told = {"map": False, "failures": {"map": "The map could not be drawn"}}
+        other.route("**/api/state", lambda route: route.fulfill(json=route.fetch().json() | told))
+        other.reload()
+        expect(other.locator("#notice")).to_have_text("The map could not be drawn")
+        expect(other.locator("#map-words")).to_have_text("The map could not be drawn")
+        other.unroute_all(behavior="ignoreErrors")
         other.close()
         page.reload()
         expect(page.locator("#classes li")).to_have_count(4)
@@ -229,6 +275,16 @@ def test_twenty_labels_become_a_classifier(browser: Browser, emoji: Path, tmp_pa
         shot(page, "map")
         lasso(page, box, 0.001, 0.012)
         expect(page.locator("#selection")).to_have_text("")
+
+        # a label given here leaves the selection as it is
+        page.locator("[data-page=grid]").click()
+        page.locator(".tile[title='animals-1f409.png']").click()
+        page.locator("[data-page=map]").click()
+        page.keyboard.press("2")
+        expect(page.locator("#classes li").nth(1)).to_contain_text("6 [2]")
+        expect(page.locator("#one-words")).to_contain_text("animals-1f409.png")
+        page.keyboard.press("u")
+        expect(page.locator("#classes li").nth(1)).to_contain_text("5 [2]")
 
         # the next to label, doubts, bulk
         page.keyboard.press("n")
@@ -281,12 +337,16 @@ def test_twenty_labels_become_a_classifier(browser: Browser, emoji: Path, tmp_pa
         job.send_signal(signal.SIGKILL)
         job.wait()
         page.keyboard.press("2")
+        page.set_viewport_size({"width": 1280, "height": 400})
         expect(page.locator("#notice")).to_contain_text("The server does not answer")
+        expect(page.locator("#notice")).to_be_in_viewport(ratio=0.9)
         page.close()
-    with served(run.path, emoji) as (address, _):
+    with served(run.path, emoji) as (address, job):
         with urllib.request.urlopen(f"{address}api/state") as answer:
             state = json.load(answer)
         assert [found["count"] for found in state["classes"]] == [5, 17, 5, 5]
+        job.send_signal(signal.SIGTERM)
+        assert job.wait(15) == 0, "as at Ctrl-C, the labels are closed"
 
 
 def lasso(page: Page, box: FloatRect, low: float, high: float) -> None:

@@ -2,6 +2,8 @@
 
 import io
 import sqlite3
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from shutil import copy
@@ -14,9 +16,10 @@ from PIL import Image
 from selfsight.api import Run
 from selfsight.data import open_images
 from selfsight.gallery.serve import labels_elsewhere, open_gallery
-from selfsight.gallery.server import _large, _search
+from selfsight.gallery.server import _large, _search, _state
 from selfsight.gallery.state import Gallery
 from selfsight.run import RunFolder
+from selfsight.search.select import Strategy, select
 from selfsight.tasks.predict import PredictConfig, predict
 from tests.gallery.galleries import make_photos, make_run
 
@@ -60,7 +63,7 @@ def test_exact_copies_share_a_label_which_teaches_once(tmp_path: Path, photo: ND
     gallery = open_gallery(run, str(folder))
     give(gallery, ["copy.jpg"], "sky")
     assert labelled(gallery) == {"a/000.jpg": "sky", "copy.jpg": "sky"}
-    assert (gallery.lessons() >= 0).sum() == 1
+    assert (gallery.lessons()[0] >= 0).sum() == 1
     gallery.close()
 
 
@@ -92,7 +95,7 @@ def test_accepting_learns_from_the_labels_of_another_window(tmp_path: Path, phot
 
 
 def test_what_was_accepted_is_no_measure_of_what_accepts_it(tmp_path: Path, photo: NDArray[np.uint8], run: Run) -> None:
-    gallery = open_gallery(run, str(make_photos(tmp_path / "photos", photo, 30)))
+    gallery = open_gallery(run, str(make_photos(tmp_path / "photos", photo, 18)))
     names = [entry.name for entry in gallery.entries]
     give(gallery, names[:6], "sky")
     give(gallery, names[8:14], "sea")
@@ -108,6 +111,65 @@ def test_what_was_accepted_is_no_measure_of_what_accepts_it(tmp_path: Path, phot
     confirmed = gallery.learn().accuracy
     assert confirmed is not None
     assert confirmed.count == 14, "so is a confirmation"
+    gallery.close()
+
+
+def test_of_many_accepted_labels_some_teach(
+    tmp_path: Path, photo: NDArray[np.uint8], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gallery = open_gallery(run, str(make_photos(tmp_path / "photos", photo, 18)))
+    names = [entry.name for entry in gallery.entries]
+    give(gallery, names[:4], "sky")
+    give(gallery, names[4:8], "sea")
+    assert gallery.store.accept(gallery.keys[8:16], 1) == 8
+    monkeypatch.setattr("selfsight.gallery.state.MOST_ACCEPTED", 3)
+    taught, _ = gallery.lessons()
+    assert (taught >= 0).sum() == 11
+    assert (taught[:8] >= 0).all(), "all that were given"
+    assert np.array_equal(taught, gallery.lessons()[0]), "the same ones each time"
+    known: list[int] = []
+
+    def counted(
+        vectors: NDArray[np.float32], labels: NDArray[np.int64], n: int, strategy: Strategy
+    ) -> NDArray[np.int64]:
+        known.append(int((labels >= 0).sum()))
+        return select(vectors, labels, n, strategy)
+
+    monkeypatch.setattr("selfsight.gallery.state.select", counted)
+    assert (sorted(gallery.next(2)), known) == ([16, 17], [11])
+    gallery.close()
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if holds():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it never did")
+
+
+def test_what_fails_behind_the_page_is_said_until_it_succeeds(
+    tmp_path: Path, photo: NDArray[np.uint8], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ValueError("no memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("selfsight.gallery.state.layout", broken)
+        gallery = open_gallery(run, str(make_photos(tmp_path / "photos", photo, 8)))
+        wait_until(lambda: "map" in gallery.failures)
+        patched.setattr("selfsight.gallery.state.answer", broken)
+        give(gallery, ["a/000.jpg"], "sky")
+        gallery.trainer.wake()
+        wait_until(lambda: "classifier" in gallery.failures)
+    assert _state(gallery, "")["failures"] == {
+        "map": "The map could not be drawn (another --layout may work): no memory",
+        "classifier": "The classifier could not learn (it tries again at the next label): no memory",
+    }
+    give(gallery, ["b/001.jpg"], "sea")
+    gallery.trainer.wake()
+    wait_until(lambda: "classifier" not in gallery.failures)
+    assert gallery.answers.version == gallery.store.version
     gallery.close()
 
 

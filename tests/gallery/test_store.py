@@ -1,7 +1,10 @@
 import signal
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
+from shutil import copy
 
 import pytest
 
@@ -70,6 +73,26 @@ def test_a_class_needs_a_name_of_its_own(tmp_path: Path, name: str) -> None:
     with pytest.raises(SelfsightError, match=r"a class needs a name|there is a class cat"):
         store.add_class(name)
     assert (store.version, len(store.classes())) == (version, 1)
+
+
+@pytest.mark.parametrize(
+    "name", ["\u0645\u06cc\u200c\u062e\u0648", "\u0915\u094d\u200d\u0937", "\U0001f469\u200d\U0001f680"]
+)
+def test_a_class_is_named_in_any_script(tmp_path: Path, name: str) -> None:
+    store = Store(tmp_path / "labels.db")
+    store.add_class(name)
+    assert [found.name for found in store.classes()] == [name]
+
+
+def test_the_one_file_holds_all_labels_at_any_time(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "labels.db")) as database:
+        database.execute("PRAGMA journal_mode = WAL")  # as earlier versions did
+        database.execute("CREATE TABLE other (number INTEGER)")
+    store = Store(tmp_path / "labels.db")
+    store.label(["x"], store.add_class("cat"))
+    assert [file.name for file in tmp_path.iterdir()] == ["labels.db"]
+    copy(tmp_path / "labels.db", tmp_path / "copy.db")
+    assert Store(tmp_path / "copy.db").labels() == store.labels() == {"x": 1}
 
 
 def test_names_are_never_taken_for_commands(tmp_path: Path) -> None:

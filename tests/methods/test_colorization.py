@@ -7,7 +7,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.multiprocessing.spawn import spawn
 
 from selfsight import backbones, optim
 from selfsight.data.images import Batch
@@ -19,6 +18,7 @@ from selfsight.methods.colorization import (
     rebalancing,
     weighted_cross_entropy,
 )
+from tests.processes import together
 
 SIZE = 32
 
@@ -165,7 +165,7 @@ def process(rank: int, folder: str, near: Tensor, share: Tensor) -> None:
 
 def test_two_processes_have_the_prior_of_one(tmp_path: Path) -> None:
     near, share = torch.randint(0, 313, (8, 5)), torch.rand(8, 5)
-    spawn(process, (str(tmp_path), near, share), nprocs=2)
+    together(process, str(tmp_path), near, share)
     method = a_method(size=16)
     method.learn_prior(near, share)
     for rank in (0, 1):

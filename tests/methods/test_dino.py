@@ -11,7 +11,6 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from lightly.loss import DINOLoss, KoLeoLoss, swav_loss
 from torch import Tensor
-from torch.multiprocessing.spawn import spawn
 
 from selfsight import backbones, optim
 from selfsight.data.images import Batch
@@ -19,6 +18,7 @@ from selfsight.distillation import dino_loss
 from selfsight.errors import SelfsightError
 from selfsight.methods import Facts
 from selfsight.methods.dino import DINO
+from tests.processes import together
 
 PROTOTYPES = 12
 
@@ -286,6 +286,6 @@ def test_two_processes_have_one_centre(tmp_path: Path) -> None:
     cosines = torch.rand(2, 6, PROTOTYPES)
     method = a_dino()
     method.targets.follow(cosines, 0.9)
-    spawn(move_centre_of_half, (str(tmp_path), cosines), nprocs=2)
+    together(move_centre_of_half, str(tmp_path), cosines)
     for rank in (0, 1):
         assert torch.allclose(torch.load(tmp_path / f"centre{rank}", weights_only=True), method.targets.mean, atol=1e-6)

@@ -14,7 +14,6 @@ import torch
 import torch.distributed as dist
 from sklearn.datasets import load_sample_images
 from torch import Tensor
-from torch.multiprocessing.spawn import spawn
 
 from selfsight import api, backbones, methods, optim
 from selfsight.backbones import BackboneSpec
@@ -25,6 +24,7 @@ from selfsight.methods.deepcluster_v2 import DeepClusterV2
 from selfsight.nn import synchronize_batchnorm
 from selfsight.run import RunFolder
 from selfsight.training import Pretrain
+from tests.processes import together
 
 SIZE = 32
 
@@ -36,8 +36,13 @@ SMALL = {
 """Settings by which a slow reference is quick enough, for the methods that have them."""
 
 
+@functools.cache
+def a_photo() -> Tensor:
+    return torch.from_numpy(load_sample_images().images[0].copy()).permute(2, 0, 1)
+
+
 def a_batch(n: int = 16) -> Batch:
-    photo = torch.from_numpy(load_sample_images().images[0].copy()).permute(2, 0, 1)
+    photo = a_photo()
     crops = [photo[:, 20 * i : 20 * i + 48, 30 * i : 30 * i + 48] for i in range(n)]
     return Batch(torch.stack(crops), torch.ones(n), torch.arange(n), torch.arange(n) % 3)
 
@@ -168,7 +173,7 @@ def step_of_half(rank: int, folder: str, names: list[str], world: int) -> None:
 
 def test_two_processes_take_the_same_step_as_one(tmp_path: Path) -> None:
     names = methods.names()
-    spawn(step_of_half, (str(tmp_path), names, 2), nprocs=2)
+    together(step_of_half, str(tmp_path), names, 2)
     step_of_half(0, str(tmp_path), names, 1)
     first, second, alone = (torch.load(tmp_path / name, weights_only=True) for name in ("2-0", "2-1", "1-0"))
     for name in names:
@@ -285,12 +290,44 @@ def test_a_method_of_ones_own_is_in_no_folder_of_ours(
     assert run.path == Path("runs") / f"{digits_file.stem}-TurnedTwice"
     assert type(api.load(run.path).trained_method()).__name__ == "TurnedTwice"
     for name, words in (
-        ("mine:Other", "mine:Other: no such method"),
+        ("mine:Other", "mine:Other: no such method .*has no Other"),
         ("nowhere:Other", "No module named 'nowhere'"),
+        ("../mine:TurnedTwice", "name it as module:Class"),
         ("mine:NOTHING", "is no selfsight.methods.Method"),
     ):
         with pytest.raises(SelfsightError, match=words):
             methods.get(name)
+    assert methods.name_of(methods.get("mine:TurnedTwice")) == "mine:TurnedTwice"
+    before = run.folder.config()["source"]
+    assert before == methods.source("mine:TurnedTwice")
+    (tmp_path / "mine.py").write_text("\n".join((*lines, "NOTHING = 4")))
+    assert methods.source("mine:TurnedTwice") not in (None, before)
+    assert methods.source("rotation") is None, "of selfsight's the version tells"
+
+
+@pytest.mark.parametrize(
+    ("text", "error"), [("import nosuchlibrary", ModuleNotFoundError), ("1 / 0", ZeroDivisionError)]
+)
+def test_an_error_in_ones_own_file_shows_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, error: type[Exception]
+) -> None:
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    (tmp_path / "unfinished.py").write_text(text)
+    with pytest.raises(error):
+        methods.get("unfinished:Method")
+
+
+@pytest.mark.parametrize(("name", "parts"), [("mae", 6), ("byol", 2)])
+def test_all_that_runs_of_a_backbone_is_compiled(
+    digits_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, parts: int
+) -> None:
+    """A ViT's blocks, as what hides patches calls these alone; a student and its teacher."""
+    compiled: list[torch.nn.Module] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self))
+    backbone = "test_vit" if name == "mae" else "test_resnet"
+    config = Pretrain(out=tmp_path / "run", epochs=1, batch_size=64, backbone=backbone, fraction=0.1, compile=True)
+    api.pretrain(digits_file, name, config=config)
+    assert len(compiled) == parts
 
 
 def test_an_unknown_method_is_named_with_those_that_exist() -> None:

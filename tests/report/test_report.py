@@ -151,14 +151,14 @@ def test_names_from_the_data_are_text_and_not_markup(tmp_path: Path) -> None:
     ],
 )
 def test_the_sentence_says_what_the_intervals_allow(tmp_path: Path, own: float, seeds: int, words: str) -> None:
-    images = image_set(6)
+    images = image_set(4)
     run = finished(tmp_path, images)
     results(run, own, seeds)
     assert words in page(run, images).words
 
 
 def test_a_run_that_was_moved_counts_each_seed_once(tmp_path: Path) -> None:
-    images = image_set(12)
+    images = image_set(4)
     run = finished(tmp_path / "run", images)
     results(run, 0.41)
     before = page(run, images).words

@@ -11,10 +11,19 @@ from selfsight.search import DuplicateConfig, Entry, Index, duplicates, write_gr
 NEW_YEAR = datetime(2026, 1, 1)
 
 
-def entry(name: str, look: int = 0, content: str = "", seconds: float | None = None, pixels: int = 1) -> Entry:
+def entry(
+    name: str,
+    look: int = 0,
+    content: str = "",
+    seconds: float | None = None,
+    pixels: int = 1,
+    dated: bool = True,
+    file: Path | None = None,
+) -> Entry:
     taken = None if seconds is None else NEW_YEAR + timedelta(seconds=seconds)
     content = content or f"only {name}"
-    return Entry(name, f"/x/{name}", "", taken, 10, 0, pixels, pixels, content, f"{look:016x}")
+    path = f"/x/{name}" if file is None else str(file)
+    return Entry(name, path, "", taken, 10, 0, pixels, pixels, content, f"{look:016x}", dated)
 
 
 def index_of(folder: Path, entries: list[Entry], angles: list[float]) -> Index:
@@ -80,6 +89,59 @@ def test_what_is_written_keeps_one_of_each_and_all_of_a_burst(tmp_path: Path) ->
         ("2", "burst", "yes", "/x/c"),
         ("2", "burst", "yes", "/x/d"),
     ]
+
+
+def kept(folder: Path, index: Index) -> list[str]:
+    """What keep.txt holds, by names."""
+    written = write_groups(folder / "out", duplicates(index, DuplicateConfig()), index.entries())
+    return [Path(line).name for line in written["keep"].read_text().splitlines()]
+
+
+def test_photos_of_different_moments_are_no_copies_however_alike(tmp_path: Path) -> None:
+    entries = [
+        entry("a", seconds=0, pixels=2),
+        entry("b", seconds=1),  # of the same burst
+        entry("c", seconds=60),  # of another moment
+        entry("d", seconds=90, dated=False),  # when the file was changed says nothing
+        entry("e", seconds=0),  # a copy of the first
+        entry("f"),  # like three photos: of which it is a copy nobody knows, but each of them is kept
+    ]
+    index = index_of(tmp_path, entries, [0, 1, 2, 3, 4, 5])
+    assert kept(tmp_path, index) == ["a", "b", "c"]
+    assert ("burst", ["a", "b", "e"]) in names(duplicates(index, DuplicateConfig()))
+
+
+def test_moments_within_a_second_are_told_apart_where_both_cameras_tell(tmp_path: Path) -> None:
+    entries = [entry("a", seconds=0.25), entry("b", seconds=0.5), entry("c", seconds=0)]
+    assert kept(tmp_path, index_of(tmp_path, entries, [0, 1, 2])) == ["a", "b"]
+
+
+def test_of_two_photos_that_a_larger_copy_resembles_both_stay(tmp_path: Path) -> None:
+    entries = [entry("a", seconds=0), entry("b", seconds=1), entry("c", pixels=3)]
+    assert kept(tmp_path, index_of(tmp_path, entries, [0, 1, 2])) == ["a", "b", "c"]
+
+
+def test_what_is_like_a_copy_only_stays(tmp_path: Path) -> None:
+    entries = [entry("a", pixels=3), entry("b", pixels=2), entry("c"), entry("d", content="only c")]
+    index = index_of(tmp_path, entries, [0, 20, 40, 40])  # a chain: its ends are not alike
+    assert names(duplicates(index, DuplicateConfig())) == [("near", ["a", "b", "c", "d"])]
+    assert kept(tmp_path, index) == ["a", "c"]
+
+
+def test_a_link_is_no_copy_of_its_file(tmp_path: Path) -> None:
+    file, link, copy = tmp_path / "b", tmp_path / "a", tmp_path / "c"
+    file.touch()
+    copy.touch()
+    link.symlink_to(file)
+    two = [entry(path.name, content="same", file=path) for path in (link, file)]
+    index = index_of(tmp_path, two, [0, 0])
+    assert duplicates(index, DuplicateConfig()) == []
+    assert kept(tmp_path, index) == ["a", "b"]
+    index = index_of(tmp_path, [*two, entry("c", content="same", file=copy)], [0, 0, 0])
+    assert names(duplicates(index, DuplicateConfig())) == [("exact", ["b", "c"])], "the file, not the link"
+    assert kept(tmp_path, index) == ["a", "b"]
+    larger = [*two, entry("c", content="same", pixels=2, file=copy)]
+    assert kept(tmp_path, index_of(tmp_path, larger, [0, 0, 0])) == ["c"], "no link to what is spare"
 
 
 def test_an_empty_index_has_none_and_settings_are_checked(tmp_path: Path) -> None:

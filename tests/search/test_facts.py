@@ -10,7 +10,7 @@ from PIL import Image
 from scipy.fft import dctn
 
 from selfsight.data.decode import BadImageError, read_aspect
-from selfsight.search.facts import EXIF, TAKEN, WRITTEN, Looks, array_facts, bits, hashes, read_facts, taken
+from selfsight.search.facts import EXIF, PART, TAKEN, WRITTEN, Looks, array_facts, bits, hashes, read_facts, taken
 
 
 def looks_of(*pictures: Image.Image, side: int = 64) -> list[str]:
@@ -48,7 +48,7 @@ def test_a_file_says_what_it_is(tmp_path: Path, photo: NDArray[np.uint8]) -> Non
     image.save(tmp_path / "a.jpg", exif=exif)
     facts = read_facts("a.jpg", str(tmp_path / "a.jpg"), "cat")
     assert (facts.width, facts.height) == (photo.shape[0], photo.shape[1])
-    assert facts.taken == datetime(2019, 8, 7, 6, 5, 4)
+    assert (facts.taken, facts.dated) == (datetime(2019, 8, 7, 6, 5, 4), True)
     assert facts.size == (tmp_path / "a.jpg").stat().st_size
     assert (facts.label, len(facts.content)) == ("cat", 64)
     assert read_facts("b", str(tmp_path / "a.jpg"), "").content == facts.content
@@ -65,8 +65,23 @@ def test_a_date_that_is_none_is_unknown(words: str) -> None:
     exif, file = Image.Exif(), io.BytesIO()
     exif.get_ifd(EXIF)[TAKEN] = words
     Image.new("RGB", (4, 4)).save(file, "JPEG", exif=exif)
-    assert taken(file.getvalue()) is None
-    assert taken(b"no image") is None
+    assert taken(file.getvalue()) == (None, False)
+    assert taken(b"no image") == (None, False)
+
+
+@pytest.mark.parametrize(("part", "microsecond"), [("25", 250_000), ("1234567", 123_456), ("odd", 0), ("", 0)])
+def test_a_camera_tells_parts_of_a_second(part: str, microsecond: int) -> None:
+    exif, file = Image.Exif(), io.BytesIO()
+    exif.get_ifd(EXIF)[TAKEN], exif.get_ifd(EXIF)[PART] = "2019:08:07 06:05:04", part
+    Image.new("RGB", (4, 4)).save(file, "JPEG", exif=exif)
+    assert taken(file.getvalue()) == (datetime(2019, 8, 7, 6, 5, 4, microsecond), True)
+
+
+def test_when_a_file_was_changed_is_not_the_cameras_word() -> None:
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[WRITTEN] = "2020:01:01 00:00:00"
+    Image.new("RGB", (4, 4)).save(file, "JPEG", exif=exif)
+    assert taken(file.getvalue()) == (datetime(2020, 1, 1), False)
 
 
 def test_images_in_memory_are_told_apart_by_their_pixels() -> None:

@@ -4,6 +4,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import lancedb
 import numpy as np
 import pytest
 
@@ -137,3 +138,30 @@ def test_names_are_never_taken_for_conditions(tmp_path: Path) -> None:
     index.delete([names[1]])
     assert {e.name for e in index.entries()} == set(names) - {names[1]}
     assert [e.name for e in index.entries(Where(folder="ünï"))] == [names[3]]
+
+
+@pytest.mark.parametrize("exact_bytes", [1 << 30, 0], ids=["exact", "graph"])
+def test_a_folder_may_be_given_as_one_sees_it(
+    tmp_path: Path, exact_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, features = some(5)
+    names = ["2024/a.jpg", "2024/italy/b.jpg", "2024b/c.jpg", "2025/d.jpg", "e.jpg"]
+    monkeypatch.chdir(tmp_path)
+    index = Index(tmp_path / "index", exact_bytes=exact_bytes)
+    index.put([Entry(name, str(tmp_path / "photos" / name)) for name in names], features)
+    for folder in ("2024", "./2024/", "photos/2024", "./photos/2024", str(tmp_path / "photos" / "2024")):
+        (hits,) = index.search(features[:1], 6, Where(folder=folder))
+        assert {hit.entry.name for hit in hits} == set(names[:2]), folder
+    with pytest.raises(SelfsightError, match=r"--folder photos/2023: no image lies in it"):
+        index.search(features[:1], 6, Where(folder="photos/2023"))
+    assert index.search(features[:1], 6, Where(labels=("cat",), folder="2024")) == [[]]
+
+
+def test_an_index_of_an_earlier_version_is_begun_afresh(tmp_path: Path) -> None:
+    entries, features = some(5)
+    Index(tmp_path / "index", backbone="first").put(entries, features)
+    lancedb.connect(tmp_path / "index").open_table("images").drop_columns(["dated"])
+    index = Index(tmp_path / "index", backbone="first")
+    assert len(index) == 0
+    index.put(entries, features)
+    assert index.entries() == sorted(entries, key=lambda entry: entry.name)

@@ -1,5 +1,6 @@
 import os
 from pathlib import Path
+from typing import Any
 
 import lancedb
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from selfsight.backbones import Backbone, create, plan
-from selfsight.data import in_order, open_images
+from selfsight.data import ImageSet, in_order, open_images
 from selfsight.evaluate import features
 from selfsight.evaluate.features import extract
 from selfsight.search import Index, update
@@ -166,3 +167,32 @@ def test_an_image_that_two_processes_put_at_once_is_there_once(
     done = update(index, backbone, folder, CPU)
     assert (done.added, done.kept, len(index)) == (3, 9, 12)
     assert len({entry.name for entry in index.entries()}) == 12
+
+
+def test_what_is_not_in_the_index_is_not_deleted_from_it(
+    tmp_path: Path, photo: NDArray[np.uint8], backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, index = gallery(tmp_path / "photos", photo, 4), Index(tmp_path / "index")
+    (folder / "a" / "broken.png").write_bytes(b"no image")
+    deleted: list[str] = []
+    monkeypatch.setattr(Index, "delete", lambda self, names: deleted.extend(names))
+    for _ in range(2):
+        done = update(index, backbone, folder, CPU)
+        assert [skip.name for skip in done.skipped] == ["a/broken.png"]
+    assert deleted == []
+
+
+def test_a_file_that_comes_during_an_update_is_left_to_the_next(
+    tmp_path: Path, photo: NDArray[np.uint8], backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, index = gallery(tmp_path / "photos", photo), Index(tmp_path / "index")
+
+    def late(data: Path, **settings: Any) -> ImageSet:
+        Image.fromarray(photo[200:264, 200:296]).save(folder / "a" / "late.png")
+        return open_images(data, **settings)
+
+    monkeypatch.setattr("selfsight.search.sync.open_images", late)
+    done = update(index, backbone, folder, CPU)
+    assert (done.added, len(index)) == (12, 12)
+    done = update(index, backbone, folder, CPU)
+    assert (done.added, done.kept, len(index)) == (1, 12, 13)

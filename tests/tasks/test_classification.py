@@ -7,6 +7,7 @@ import io
 import json
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ from tests.evaluate.digits import digits as small_digits
 
 SIDE = 16
 SHORT = replace(default_learning("classification"), min_steps=60, max_steps=60, batch_size=32, checks=2)
+BRIEF = replace(SHORT, min_steps=12, max_steps=12)
+"""Where it doesn't matter how well a model has learned."""
 
 
 def net(name: str = "test_resnet") -> Backbone:
@@ -49,8 +52,9 @@ def warmed(name: str) -> Backbone:
     seen = np.asarray(small_digits(200).images[np.arange(200)])
     torch.manual_seed(0)
     backbone = create(plan(name, SIDE, 1, (0.3,), (0.38,)))
+    normed = any(isinstance(module, torch.nn.BatchNorm2d) for module in backbone.modules())
     with torch.no_grad():
-        for _ in range(30):
+        for _ in range(30 if normed else 0):
             backbone.train()(torch.from_numpy(seen).float() / 255)
     return backbone.eval()
 
@@ -185,12 +189,12 @@ def test_a_model_is_calibrated_on_images_that_it_has_not_learned_from(
 
     monkeypatch.setattr(curve, "learn", watched_learn)
     monkeypatch.setattr(Classification, "calibrate", watched_calibrate)
-    run(digits_file, tmp_path / "out", ClassificationConfig())
+    run(digits_file, tmp_path / "out", ClassificationConfig(), BRIEF)
     assert float(load_model(tmp_path / "out").model.get_buffer("temperature")) != 1
     share = len(asked[0]) / (len(asked[0]) + len(learned[0]))
     assert share == pytest.approx(SHORT.validation, abs=0.01)
     assert not set(asked[0]) & set(learned[0])
-    run(digits_file, tmp_path / "few", ClassificationConfig(), per_class=(4,), seeds=1, baselines=False)
+    run(digits_file, tmp_path / "few", ClassificationConfig(), BRIEF, per_class=(4,), seeds=1, baselines=False)
     assert float(load_model(tmp_path / "few").model.get_buffer("temperature")) == 1, "too few to tell"
 
 
@@ -222,7 +226,7 @@ def test_a_run_stopped_while_it_is_tested_does_not_train_again(
 
     monkeypatch.setattr(Classification, "scores", stopped)
     with pytest.raises(KeyboardInterrupt):
-        run(digits_file, tmp_path / "out", ClassificationConfig())
+        run(digits_file, tmp_path / "out", ClassificationConfig(), BRIEF)
     monkeypatch.setattr(Classification, "scores", scores)
 
     def never(*_: Any, **__: Any) -> None:
@@ -230,9 +234,20 @@ def test_a_run_stopped_while_it_is_tested_does_not_train_again(
 
     with monkeypatch.context() as patch:
         patch.setattr(curve, "learn", never)
-        again = run(digits_file, tmp_path / "out", ClassificationConfig())
-    assert values(again) == values(run(digits_file, tmp_path / "whole", ClassificationConfig()))
+        again = run(digits_file, tmp_path / "out", ClassificationConfig(), BRIEF)
+    assert values(again) == values(run(digits_file, tmp_path / "whole", ClassificationConfig(), BRIEF))
     assert not list((tmp_path / "out" / "parts").rglob("*.safetensors"))
+
+
+def test_another_split_is_not_answered_from_before(digits_file: Path, tmp_path: Path) -> None:
+    with np.load(digits_file) as digits:
+        images, labels = digits["images"][:120], digits["labels"][:120]
+    split = np.where(np.arange(120) % 2, "train", "test")
+    for drawn in (split, split[::-1]):
+        np.savez(tmp_path / "split.npz", images=images, labels=labels, split=drawn)
+        again = pytest.raises(SelfsightError, match="holds a training with other parts")
+        with nullcontext() if drawn is split else again:
+            run(tmp_path / "split.npz", tmp_path / "out", ClassificationConfig(head="knn"))
 
 
 def test_a_training_that_its_steps_cut_short_says_so(
@@ -267,7 +282,7 @@ def test_pseudo_labels_use_the_rest_and_never_the_test(digits_file: Path, tmp_pa
     model.get_buffer("temperature").fill_(1.0)
     assert np.array_equal(more.train.targets[added].argmax(1), shares.argmax(1).numpy())
     assert np.array_equal(more.train.targets[few], job.train.targets[few])
-    result = run(digits_file, tmp_path / "out", config, labels=(0.1,), seeds=1, baselines=False)
+    result = run(digits_file, tmp_path / "out", config, BRIEF, labels=(0.1,), seeds=1, baselines=False)
     assert set(values(result)) == {("simclr", "finetune", 0.1, 0), ("simclr", "pseudo", 0.1, 0)}
 
 
@@ -300,10 +315,10 @@ def test_all_of_the_labels_are_not_one_a_class(digits_file: Path, tmp_path: Path
 
 def test_images_that_cannot_be_read_are_listed_or_stop_the_run(several: Path, tmp_path: Path) -> None:
     (several.parent / "4.png").write_bytes(b"no picture")
-    run(several, tmp_path / "out", ClassificationConfig(separator="|", head="linear"))
+    run(several, tmp_path / "out", ClassificationConfig(separator="|", head="knn"))
     assert (tmp_path / "out" / "problems.csv").read_text().splitlines()[1].startswith("4.png,")
     with pytest.raises(SelfsightError, match=r"4\.png"):
-        run(several, tmp_path / "strict", ClassificationConfig(separator="|", head="linear"), strict=True)
+        run(several, tmp_path / "strict", ClassificationConfig(separator="|", head="knn"), strict=True)
 
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.4, 0), (0, 1.0), (0.4, 1.0)])
@@ -515,6 +530,14 @@ def test_a_patients_images_are_on_one_side_of_every_split(
     assert all(sides)
     assert not sides[0] & sides[1]
     assert not sides[2] & (sides[0] | sides[1])
+    if separator is None:
+        few = job.few(0.5, 0)
+        kept, spared = job.spare(few, 0.2, 0)
+        eager = replace(job, config=replace(settings, pseudo_labels=1e-6))
+        _, taught = eager.with_pseudo_labels(job.model(net(), few), few, kept)
+        assert len(spared)
+        assert len(np.setdiff1d(taught, few)), "some have got a pseudo-label"
+        assert not set(groups[taught]) & set(groups[spared]), "no relatives of what it is validated on"
 
 
 @pytest.mark.parametrize(

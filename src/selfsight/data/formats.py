@@ -19,6 +19,7 @@ from selfsight.data.folder import identify, printable
 from selfsight.data.images import Skipped
 from selfsight.data.listing import Listing, index_labels, two_way_split
 from selfsight.errors import SelfsightError
+from selfsight.progress import say
 
 TABLES = (".csv", ".csv.gz", ".parquet")
 _IDX_IMAGES = "-images-idx3-ubyte"
@@ -150,9 +151,14 @@ def from_object(data: Any) -> Listing:
 
     SelfsightError for anything else.
     """
-    kind = type(data).__name__
     if isinstance(data, np.ndarray):
         return from_parts("array", [("", data, None)])
+    kind = _called(data)
+    if _transforms(data):
+        say(
+            f"{kind}: its transform is applied once to each image, when it is read. Methods draw their own views, so "
+            "leave random crops and Normalize out of it."
+        )
     if isinstance(data, Mapping) and data and all(hasattr(part, "features") for part in data.values()):
         return _join([(str(word), _from_hugging_face(part, kind)) for word, part in data.items()], kind)
     if (
@@ -171,6 +177,22 @@ def from_object(data: Any) -> Listing:
     raise SelfsightError(
         f"{kind}: not a data set; pass a folder, an .npz, a table, an array, or a torchvision or Hugging Face data set"
     )
+
+
+def _called(data: Any) -> str:
+    """Return what messages and results call an object: a Hugging Face set's own name, or its kind; and its part."""
+    name = getattr(getattr(data, "info", None), "dataset_name", None) or type(data).__name__
+    split, train = getattr(data, "split", None), getattr(data, "train", None)
+    if isinstance(train, bool):
+        split = "train" if train else "test"
+    return name if split is None or callable(split) else f"{name} {split}"
+
+
+def _transforms(data: Any) -> bool:
+    """Return whether a set of torchvision or Hugging Face changes its images when they are asked for."""
+    form = getattr(data, "format", None)
+    custom = isinstance(form, Mapping) and form.get("type") == "custom"
+    return custom or getattr(data, "transform", None) is not None
 
 
 class _Items:
@@ -208,9 +230,13 @@ def _from_hugging_face(data: Any, kind: str) -> Listing:
     if not len(data):
         raise SelfsightError(f"{kind}: has no rows")
     labels, classes = None, []
-    if "label" in data.column_names:
-        feature_names = getattr(data.features["label"], "names", None)
-        values = list(data["label"])
+    of_classes = [name for name in data.column_names if getattr(data.features[name], "names", None)]
+    column = "label" if "label" in data.column_names else of_classes[0] if len(of_classes) == 1 else None
+    if column is None and of_classes:
+        say(f"{kind}: without labels, as several columns have classes: call one of {', '.join(of_classes)} 'label'")
+    if column is not None:
+        feature_names = getattr(data.features[column], "names", None)
+        values = list(data[column])
         if feature_names:
             labels, classes = np.array([-1 if v is None else v for v in values], np.int64), list(feature_names)
         elif all(v is None or isinstance(v, int | float) for v in values):

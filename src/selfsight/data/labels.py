@@ -28,8 +28,9 @@ def stratified_split(
 ) -> NDArray[np.str_]:
     """Return (N,) 'train' or 'test', every class in both; rows without a label (-1) are train.
 
-    With `groups` (N,) rows of one group are in one part, and a class may miss in the test. `classes` serve the message
-    only. SelfsightError if a class has a single image or is in a single group, or none has a label.
+    With `groups` (N,) rows of one group are in one part, and a class may miss in the test: of scikit-learn's folds that
+    is the one of most classes, of these the one nearest to the share. `classes` serve the message only.
+    SelfsightError if a class has a single image or is in a single group, or none has a label.
     """
     by_class = _by_class(labels, np.arange(len(labels)))
     if not by_class:
@@ -50,10 +51,18 @@ def stratified_split(
                 StratifiedGroupKFold(parts, shuffle=True, random_state=seed).split(known, labels[known], groups[known])
             )
         pairs = folds if smaller == test_share else [(held, taught) for taught, held in folds]
-        fine = (held for taught, held in pairs if len(np.unique(labels[known[taught]])) == len(by_class))
-        held = next(fine, None)
-        if held is None:
+
+        def shown(rows: NDArray[np.int64]) -> int:
+            return len(np.unique(labels[known[rows]]))
+
+        least = min(2, len(by_class))
+        fine = [held for taught, held in pairs if shown(taught) == len(by_class) and shown(held) >= least]
+        if not fine:
             raise SelfsightError("the groups are too few to hold out a test part that leaves every class to learn from")
+        # Not the first: scikit-learn deals the largest group to it.
+        held = min(fine, key=lambda held: (len(by_class) - shown(held), abs(len(held) / len(known) - test_share)))
+        if not 0.5 < (share := len(held) / len(known)) / test_share < 1.5:
+            say(f"whole groups leave {share:.0%} of the labelled images for the test, not {test_share:.0%}")
         split[np.isin(groups, groups[known[held]])] = "test"
         return split
     random = np.random.default_rng(seed)

@@ -238,6 +238,8 @@ class Task:
         digest = hashlib.sha256(f"{weights_hash(self.backbone)} {self._data_hash}".encode())
         digest.update(self.labels.tobytes() + np.asarray(self.rows).tobytes() + self.test.tobytes())
         digest.update(f"{self.config.seed} {self.config.finetune}".encode())
+        if self.images.groups is not None:
+            digest.update(self.images.groups.tobytes())
         return digest.hexdigest()
 
     @cached_property

@@ -36,6 +36,8 @@ class Savings:
     low; else None."""
     seeds_beyond: int
     """In how many seeds it was."""
+    measured: tuple[float, float]
+    """The least and the most labels that scratch was given: of what lies beyond nothing is known."""
 
     @property
     def measurable(self) -> bool:
@@ -48,6 +50,8 @@ class Savings:
         if self.margin is None:
             return f"{with_labels} one seed says little of what pretraining saves: use --seeds 3 or more."
         points = f"{100 * self.gain:+.1f} ± {100 * self.margin:.1f} points"
+        if self.gain < -self.margin:
+            return f"{with_labels} pretraining is worse than training from scratch ({points})."
         if not self.measurable:
             hint = f" in {self.seeds} seeds; more would narrow it" if self.gain > 0 else ""
             return f"{with_labels} pretraining brings no measurable gain ({points}{hint})."
@@ -58,13 +62,15 @@ class Savings:
             return f"{with_labels} pretraining gives what scratch needs {more} ({points})."
         assert self.low is not None
         assert self.high is not None
-        needed = f"{self._amount(self.needed)} ({self._amount(self.low)} to {self._amount(self.high)})"
-        return f"{with_labels} pretraining gives what scratch needs {needed} for."
+        first, last = self.measured
+        low = f"less than {self._amount(first)}" if self.low < 0.999 * first else self._amount(self.low)
+        high = f"more than {self._amount(last)}" if self.high > 1.001 * last else self._amount(self.high)
+        return f"{with_labels} pretraining gives what scratch needs {self._amount(self.needed)} ({low} to {high}) for."
 
     def _amount(self, amount: float) -> str:
         if isinstance(self.labels, int):
             return f"{amount:.0f} per class"
-        per_cent = min(amount, 1) * 100
+        per_cent = amount * 100
         return f"{per_cent:.0f} %" if per_cent >= 10 else f"{per_cent:.2g} %"
 
 
@@ -89,7 +95,7 @@ def savings(rows: Sequence[Row]) -> list[Savings]:
             continue
         gains, logs = [], []
         beyond: float | int | None = None
-        count = 0
+        count, given = 0, [place[a] for a in amounts if any((True, a, s) in values for s in seeds)]
         for seed in seeds:
             value = values[False, labels, seed]
             gains.append(value - values[True, labels, seed])
@@ -105,9 +111,8 @@ def savings(rows: Sequence[Row]) -> list[Savings]:
         gain, margin = _interval(gains)
         needed, spread = _interval(logs)
         low, high = (None, None) if spread is None else (math.exp(needed - spread), math.exp(needed + spread))
-        found.append(
-            Savings(labels, used[labels], len(seeds), gain, margin, math.exp(needed), low, high, beyond, count)
-        )
+        known = math.exp(needed), low, high, beyond, count, (min(given), max(given))
+        found.append(Savings(labels, used[labels], len(seeds), gain, margin, *known))
     return found
 
 

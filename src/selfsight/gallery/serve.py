@@ -1,6 +1,7 @@
 """`selfsight gallery`: embed what is new, then serve the page until Ctrl-C."""
 
 import secrets
+import signal
 import socket
 import webbrowser
 from contextlib import suppress
@@ -74,6 +75,11 @@ def serve(run: Run, data: str, config: GalleryConfig) -> None:
     if config.browser:
         Timer(0.5, webbrowser.open, [address]).start()
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1))
+    # As Ctrl-C: uvicorn raises a signal again, and the default would end the process with the labels open.
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no closed terminals
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup's
+            signal.signal(number, server.handle_exit)
     try:
         with suppress(KeyboardInterrupt):  # the usual end
             server.run(sockets=[listener])

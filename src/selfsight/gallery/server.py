@@ -98,10 +98,14 @@ def create_app(gallery: Gallery, *, host: str, port: int, token: str | None = No
 
     @app.get("/api/events")
     async def events(request: Request) -> StreamingResponse:
+        def moment() -> tuple[object, ...]:
+            known = gallery.store.version, gallery.answers.version, gallery.places is not None
+            return *known, *gallery.failures.values()
+
         async def changes() -> AsyncIterator[str]:
             last: tuple[object, ...] = ()
             while not await request.is_disconnected():
-                now = (gallery.store.version, gallery.answers.version, gallery.places is not None)
+                now = await asyncio.to_thread(moment)  # the labels may be locked
                 if now != last:
                     last = now
                     yield f"data: {json.dumps(now)}\n\n"
@@ -263,6 +267,7 @@ def _state(gallery: Gallery, started: str) -> dict[str, Any]:
         "undo": undo,
         "redo": redo,
         "map": gallery.places is not None,
+        "failures": dict(gallery.failures),
         "accuracy": None
         if accuracy is None
         else {

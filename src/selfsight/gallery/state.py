@@ -6,8 +6,9 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 from zipfile import BadZipFile
@@ -37,6 +38,8 @@ ENOUGH = 20
 """Labels from which the classifier's doubts say more than what images are typical."""
 LOOKED_AT = 10_000
 """Of how many images at most the next to label are chosen: choosing among all would take too long."""
+MOST_ACCEPTED = 2000
+"""Of the labels that were accepted, so many teach: more add little, and each fit would take longer."""
 
 
 class Gallery:
@@ -71,9 +74,10 @@ class Gallery:
         self._copies: list[Group] | None = None
         self._lock = threading.Lock()
         self._learning, self._exporting = threading.Lock(), threading.Lock()
+        self.failures: dict[str, str] = {}  # what the page says of work that went wrong behind it
         self.answers: Answers = self._answer(store.version)
-        self.trainer = Trainer(self.learn)
-        self._mapper = threading.Thread(target=self._lay_out, name="selfsight-map", daemon=True)
+        self.trainer = Trainer(self._learn_anew)
+        self._mapper = threading.Thread(target=self._draw_map, name="selfsight-map", daemon=True)
         self._mapper.start()
 
     @property
@@ -91,12 +95,18 @@ class Gallery:
         known = self.store.labels()
         return np.array([known.get(key, -1) for key in self.keys], np.int64)
 
-    def lessons(self) -> NDArray[np.int64]:
-        """Return (N,) the labels to learn from: of exact copies one, or cross-validation would test what it taught."""
-        labels = self.labels()
+    def lessons(self) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Return (N,) the labels to learn from, at most MOST_ACCEPTED of them accepted, and (N,) which were given.
+
+        Of exact copies one has a label, or cross-validation would test what it taught.
+        """
+        labels, guessed = self.labels(), self.store.accepted()
+        given = np.array([key not in guessed for key in self.keys])
         found = np.full(len(labels), -1)
         found[self._first] = labels[self._first]
-        return found
+        order = np.random.default_rng(0).permutation(len(labels))
+        found[order[(found[order] >= 0) & ~given[order]][MOST_ACCEPTED:]] = -1
+        return found, given
 
     def elsewhere(self) -> int:
         """Return how many labels belong to pictures that are not here: removed, edited, or never of this data."""
@@ -110,10 +120,27 @@ class Gallery:
                 self.answers = self._answer(version)
             return self.answers
 
+    def _learn_anew(self) -> None:
+        with self._noting("classifier", "The classifier could not learn (it tries again at the next label)"):
+            self.learn()
+
+    def _draw_map(self) -> None:
+        with self._noting("map", "The map could not be drawn (another --layout may work)"):
+            self._lay_out()
+
+    @contextmanager
+    def _noting(self, part: str, words: str) -> Iterator[None]:
+        """Let the page say what goes wrong here, where nobody waits for an answer, until it goes right."""
+        try:
+            yield
+            self.failures.pop(part, None)
+        except Exception as error:
+            traceback.print_exc()
+            self.failures[part] = f"{words}: {' '.join(str(error).split())[:200] or type(error).__name__}"
+
     def _answer(self, version: int) -> Answers:
-        accepted = self.store.accepted()
-        given = np.array([key not in accepted for key in self.keys])
-        return answer(self.vectors, self.lessons(), version, given)
+        labels, given = self.lessons()
+        return answer(self.vectors, labels, version, given)
 
     def close(self) -> None:
         """Stop the threads and close the labels."""
@@ -148,10 +175,10 @@ class Gallery:
 
     def next(self, n: int) -> NDArray[np.int64]:
         """Return up to `n` images that are most worth a label."""
-        labels = self.labels()
-        free = np.flatnonzero(labels < 0)
+        free = np.flatnonzero(self.labels() < 0)
         if not len(free):
             return free
+        labels, _ = self.lessons()
         known = np.flatnonzero(labels >= 0)
         random = np.random.default_rng(len(known))
         some = np.sort(random.permutation(free)[:LOOKED_AT])
@@ -277,7 +304,7 @@ class Gallery:
                 "stretch": self.images.stretch,
                 "backbone": spec_to_json(self.backbone.spec),
                 "model": {"head": "linear", "separator": ClassificationConfig.separator},
-                "labels": int((self.lessons() >= 0).sum()),
+                "labels": int((self.lessons()[0] >= 0).sum()),
                 "made": time.strftime("%Y-%m-%dT%H:%M:%S"),
             }
         )

@@ -3,6 +3,7 @@
 import json
 import sqlite3
 import threading
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ ACCEPTED = "accepted labels"
 """What a step of labels is called that a classifier predicted."""
 LONGEST, MOST_CLASSES = 80, 200
 """Characters of a class name, and classes."""
+UNWRITTEN = ("Cc", "Cs", "Zl", "Zp")
+"""Unicode's categories of what no name holds; joiners (Cf) belong to Persian and Indic words and to emoji."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,8 @@ class Store:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._database = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=30)
-            self._database.execute("PRAGMA journal_mode = WAL")
-            self._database.execute("PRAGMA synchronous = FULL")  # what was confirmed survives a power cut, too
+            self._database.execute("PRAGMA journal_mode = DELETE")  # one file, which can be copied at any time
+            self._database.execute("PRAGMA synchronous = EXTRA")  # what was confirmed survives a power cut, too
             self._database.executescript(SCHEMA)
         except (sqlite3.Error, OSError) as error:
             raise SelfsightError(f"{path}: labels cannot be kept here: {error}") from error
@@ -222,7 +225,7 @@ class Store:
 
     def _free_name(self, name: str) -> str:
         name = " ".join(name.split())
-        if not name or len(name) > LONGEST or not name.isprintable():
+        if not name or len(name) > LONGEST or any(unicodedata.category(letter) in UNWRITTEN for letter in name):
             raise SelfsightError(f"a class needs a name of 1 to {LONGEST} characters")
         if self._one("SELECT 1 FROM classes WHERE name = ?", name):
             raise SelfsightError(f"there is a class {name} already")

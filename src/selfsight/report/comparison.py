@@ -204,6 +204,8 @@ def best_sentence(results: Sequence[Summary]) -> str:
             others = " and ".join(s.method for s in close if s is not best)
             part = [s for s in results if s.protocol == protocol and s.method in (best.method, *BASELINES)]
             ahead = f"{best.method} is ahead" + (f", not clearly of {others}" if others else "") + ". "
+            if any(s.margin is None for s in fewest):
+                ahead = f"{best.method} has the highest value, of one measurement each. "
             return (ahead if len(fewest) > 1 else "") + sentence(part)
     return ""
 

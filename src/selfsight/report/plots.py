@@ -134,7 +134,7 @@ def training_plots(metrics: Sequence[dict[str, str]]) -> list[Plot]:
         if rate := series(metrics, "lr"):
             axes = _axes("learning rate")
             axes.plot(rate.epochs, rate.values)
-            plots.append(Plot(_uri(axes), "Learning rate", "A warm-up, then a slow fall to zero."))
+            plots.append(Plot(_uri(axes), "Learning rate", "As a rule a warm-up, then a slow fall to zero."))
     return plots
 
 

@@ -1,5 +1,6 @@
 """Duplicates: the same file twice, the same picture in two files, and bursts of one moment. Nothing is ever deleted."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -59,31 +60,45 @@ class Pair:
 
 @dataclass(frozen=True)
 class Group:
-    """Images that are one, the one to keep first: of the most pixels, then of the most bytes."""
+    """Images that are one, the best first: of the most pixels, then of the most bytes."""
 
     kind: Kind
     """Exact if all are the same bytes; near if they are copies, some of other bytes; burst if they are no copies."""
     entries: Sequence[Entry]
     similarity: float
     """The lowest of its pairs."""
-
-    @property
-    def spare(self) -> Sequence[Entry]:
-        """Those that need not be kept: of copies all but the first, of a burst none."""
-        return () if self.kind == "burst" else self.entries[1:]
+    spare: Sequence[Entry]
+    """Those that need not be kept, as each is a copy of one that stays; of a burst none."""
 
 
 def duplicates(index: Index, config: DuplicateConfig) -> list[Group]:
     """Return the groups of copies in the index and then those of bursts, each the largest first.
 
-    An image can be in a group of copies and, with other photos, in a burst.
+    An image can be in a group of copies and, with other photos, in a burst. A file and the links to it are one image.
     """
-    entries = index.entries()
+    real: dict[str, Entry] = {}
+    for entry in index.entries():
+        if (path := real_path(entry)) not in real or not Path(entry.file or "").is_symlink():
+            real[path] = entry
+    entries = list(real.values())
     if not entries:
         return []
     pairs = list(find_pairs(entries, index.vectors([entry.name for entry in entries]), config))
     copies = [pair for pair in pairs if pair.kind != "burst"]
     return group(entries, copies) + group(entries, [pair for pair in pairs if pair.kind == "burst"])
+
+
+def real_path(entry: Entry) -> str:
+    """Return where an image's file lies, the same for all links to it; the name of one without a file."""
+    return os.path.realpath(entry.file) if entry.file else entry.name
+
+
+def apart(first: Entry, second: Entry) -> bool:
+    """Return whether two photos are of different moments by their cameras' word; parts of a second if both tell."""
+    a, b = first.taken, second.taken
+    if a is None or b is None or not (first.dated and second.dated):
+        return False
+    return a.replace(microsecond=0) != b.replace(microsecond=0) or (a != b and 0 not in (a.microsecond, b.microsecond))
 
 
 def find_pairs(entries: Sequence[Entry], vectors: NDArray[np.float32], config: DuplicateConfig) -> Iterator[Pair]:
@@ -106,8 +121,11 @@ def find_pairs(entries: Sequence[Entry], vectors: NDArray[np.float32], config: D
         near = (found >= config.similarity) & (distance <= config.distance)
         burst = (found >= config.burst_similarity) & close & (config.burst_seconds > 0)
         for i, j in np.argwhere((near | burst) & (others != rows[:, None])):
-            kind: Kind = "near" if near[i, j] else "burst"
-            yield Pair(int(rows[i]), int(others[i, j]), kind, float(found[i, j]), int(distance[i, j]))
+            row, other = int(rows[i]), int(others[i, j])
+            copy = bool(near[i, j]) and not apart(entries[row], entries[other])
+            if copy or burst[i, j]:
+                kind: Kind = "near" if copy else "burst"
+                yield Pair(row, other, kind, float(found[i, j]), int(distance[i, j]))
 
 
 def group(entries: Sequence[Entry], pairs: Sequence[Pair]) -> list[Group]:
@@ -122,11 +140,40 @@ def group(entries: Sequence[Entry], pairs: Sequence[Pair]) -> list[Group]:
         together.setdefault(int(member[pair.first]), []).append(pair)
     groups = []
     for number, held in together.items():
-        rows = np.flatnonzero(member == number).tolist()
-        best = sorted((entries[row] for row in rows), key=lambda e: (-e.width * e.height, -e.size, e.name))
+        rows = sorted(
+            np.flatnonzero(member == number).tolist(),
+            key=lambda row: (-entries[row].width * entries[row].height, -entries[row].size, entries[row].name),
+        )
+        best = [entries[row] for row in rows]
         exact = bool(best[0].content) and len({entry.content for entry in best}) == 1
-        groups.append(Group("exact" if exact else held[-1].kind, best, min(pair.similarity for pair in held)))
+        kind: Kind = "exact" if exact else held[-1].kind
+        spare = [] if kind == "burst" else _spare(entries, rows, held)
+        groups.append(Group(kind, best, min(pair.similarity for pair in held), spare))
     return sorted(groups, key=lambda g: (-len(g.entries), g.entries[0].name))
+
+
+def _spare(entries: Sequence[Entry], rows: Sequence[int], pairs: Sequence[Pair]) -> list[Entry]:
+    """Return those of these rows, the best first, that are copies of one that stays: what is like a copy may not be."""
+    alike: dict[int, set[int]] = {row: set() for row in rows}
+    for pair in pairs:
+        alike[pair.first].add(pair.second)
+        alike[pair.second].add(pair.first)
+
+    def shown_by(one: int, row: int) -> bool:
+        """Whether `one` is a copy of this row, not of a photo of another moment that it resembles, too."""
+        return not any(apart(entries[row], entries[other]) for other in alike[one])
+
+    spare: list[Entry] = []
+    kept: set[int] = set()
+    seen: set[str] = set()
+    for row in rows:
+        content = entries[row].content
+        if (content and content in seen) or any(shown_by(one, row) for one in alike[row] & kept):
+            spare.append(entries[row])
+        else:
+            kept.add(row)
+        seen.add(content)
+    return spare
 
 
 def write_groups(folder: Path, groups: Sequence[Group], entries: Sequence[Entry]) -> dict[str, Path]:
@@ -138,8 +185,8 @@ def write_groups(folder: Path, groups: Sequence[Group], entries: Sequence[Entry]
         for e in found.entries:
             facts = [e.file or e.name, e.width, e.height, e.size, e.taken or "", f"{found.similarity:.4f}"]
             rows.append([number, found.kind, "no" if e in found.spare else "yes", *facts])
-    spare = {entry.name for found in groups for entry in found.spare}
-    kept = [entry.file or entry.name for entry in entries if entry.name not in spare]
+    spare = {real_path(entry) for found in groups for entry in found.spare}
+    kept = [entry.file or entry.name for entry in entries if real_path(entry) not in spare]
     write_table(table, columns, rows)
     replace_file(keep, lambda path: path.write_text("".join(f"{name}\n" for name in kept), encoding="utf-8"))
     return {"duplicates": table, "keep": keep}

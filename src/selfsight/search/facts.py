@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from selfsight.data.decode import BadImageError, as_array, open_image, read_size, reasons
 from selfsight.search.index import Entry
 
-EXIF, TAKEN, WRITTEN = 0x8769, 0x9003, 0x0132
-"""EXIF's own directory, in it when the photo was taken; and when the file was last changed by the camera."""
+EXIF, TAKEN, PART, WRITTEN = 0x8769, 0x9003, 0x9291, 0x0132
+"""EXIF's own directory, in it when the photo was taken, the part of that second; and when the file was last changed."""
 GREY_SIDE, LOW = 32, 8
 """Of the perceptual hash: side of the image looked at, and of the square of its lowest frequencies."""
 
@@ -27,16 +27,18 @@ def read_facts(name: str, file: str, label: str) -> Entry:
     with reasons():
         status, content = Path(file).stat(), Path(file).read_bytes()
     width, height = read_size(file)
+    moment, dated = (None, False) if file.lower().endswith(".npy") else taken(content)
     return Entry(
         name=name,
         file=file,
         label=label,
-        taken=None if file.lower().endswith(".npy") else taken(content),
+        taken=moment,
         size=status.st_size,
         modified=status.st_mtime_ns,
         width=width,
         height=height,
         content=hashlib.sha256(content).hexdigest(),
+        dated=dated,
     )
 
 
@@ -49,15 +51,21 @@ def array_facts(name: str, picture: object, label: str) -> Entry:
     return Entry(name=name, label=label, width=array.shape[1], height=array.shape[0], content=digest.hexdigest())
 
 
-def taken(content: bytes) -> datetime | None:
-    """Return when the photo in this file was taken, by its EXIF; None if it doesn't say so in a way to understand."""
+def taken(content: bytes) -> tuple[datetime | None, bool]:
+    """Return when the photo in this file was taken, by its EXIF, and whether that is the camera's word.
+
+    Else it is when the file was last changed; None if it doesn't say so in a way to understand.
+    """
     try:
         with reasons(), open_image(io.BytesIO(content)) as image:
             tags = image.getexif()
-            text = str(tags.get_ifd(EXIF).get(TAKEN) or tags.get(WRITTEN) or "")
-            return datetime.strptime(text.strip("\0 "), "%Y:%m:%d %H:%M:%S")
+            own = tags.get_ifd(EXIF)
+            text = str(own.get(TAKEN) or tags.get(WRITTEN) or "").strip("\0 ")
+            part = str(own.get(PART, "")).strip("\0 ")[:6] if own.get(TAKEN) else ""
+            moment = f"{text}.{part if part.isdecimal() else 0}"
+            return datetime.strptime(moment, "%Y:%m:%d %H:%M:%S.%f"), bool(own.get(TAKEN))
     except BadImageError:
-        return None
+        return None, False
 
 
 class Looks(nn.Module):

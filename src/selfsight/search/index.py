@@ -65,6 +65,8 @@ class Entry:
     """SHA-256 of the file, or of array data's pixels, in hexadecimal."""
     look: str = ""
     """Perceptual hash, 16 hexadecimal digits."""
+    dated: bool = False
+    """Whether `taken` is the camera's word on the photo, not only when its file was last changed."""
 
 
 KINDS = {
@@ -78,6 +80,7 @@ KINDS = {
     "height": pa.int64(),
     "content": pa.string(),
     "look": pa.string(),
+    "dated": pa.bool_(),
 }
 """Arrow's type of each of an entry's fields."""
 
@@ -102,7 +105,7 @@ class Where:
     labels: tuple[str, ...] = ()
     """Of one of these classes; '' is unlabelled."""
     folder: str | None = None
-    """In this folder, relative to the data set's, or below it."""
+    """In this folder or below it: its path within the data set's, or to it."""
     after: datetime | None = None
     """Taken then or later."""
     before: datetime | None = None
@@ -114,8 +117,10 @@ class Where:
         if self.labels:
             parts.append(col("label").isin(list(self.labels)))
         if self.folder is not None:
-            folder = self.folder.strip("/")
-            parts += [col("name") > f"{folder}/", col("name") < folder + AFTER_SLASH]
+            name = Path(self.folder.strip("/")).as_posix()  # ./2024 is 2024
+            file = str(Path(self.folder).expanduser().absolute())  # as a listing writes it
+            inside = (col("name") > f"{name}/") & (col("name") < name + AFTER_SLASH)
+            parts.append(inside | ((col("file") > f"{file}/") & (col("file") < file + AFTER_SLASH)))
         if self.after is not None:
             parts.append(col("taken") >= self.after)
         if self.before is not None:
@@ -143,14 +148,17 @@ class Index:
         """Open the index at `path`, or begin an empty one there.
 
         `backbone` names the weights that the vectors to put come from: an index of others is emptied, as its vectors
-        mean nothing beside these. Several processes may have it open: each sees what another has finished writing.
+        mean nothing beside these, and so is one of an earlier version, which knew less of each. Several processes may
+        have it open: each sees what another has finished writing.
         """
         self.path, self.exact_bytes = path, exact_bytes
         self._database = lancedb.connect(path, read_consistency_interval=timedelta(0))
         self._opened: Any = None
         self._memory: _Memory | None = None
-        if backbone is not None and self._table is not None and self.backbone != backbone:
-            self.clear()
+        if backbone is not None and self._table is not None:
+            older = not KINDS.keys() <= set(self._table.schema.names)
+            if older or self.backbone != backbone:
+                self.clear()
         self._backbone = self.backbone if backbone is None else backbone
         self._stretch: Stretch | None = None
 
@@ -240,10 +248,13 @@ class Index:
     def search(self, queries: NDArray[np.float32], k: int = 10, where: Where | None = None) -> list[list[Hit]]:
         """Return for each query (Q, D) the up to `k` images of the highest cosine similarity, the highest first.
 
-        Raises SelfsightError where D is not that of the index.
+        Raises SelfsightError where D is not that of the index, or where no image lies in the folder asked for.
         """
         if self._table is None:
             return [[] for _ in queries]
+        folder = None if where is None else where.folder
+        if folder is not None and not len(self._rows(Where(folder=folder).expression(), ["name"])):
+            raise SelfsightError(f"--folder {folder}: no image lies in it; give its path within the data")
         memory = self._current()
         dim = self.dim if memory.matrix is None else memory.matrix.shape[1]
         if queries.shape[1] != dim:

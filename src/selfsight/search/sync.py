@@ -70,22 +70,26 @@ def update(
     wanted = dict(zip(listing.names, labels, strict=True))
     others = (wanted.keys() & known.keys()) - {listing.names[row] for row in rows}
     index.relabel({name: wanted[name] for name in others if known[name].label != wanted[name]})
-    bad: list[Skipped] = [*listing.skipped, *unnamed]
+    bad = dict.fromkeys([*listing.skipped, *unnamed])
+    put: set[str] = set()
     stretch = index.stretch if others else None  # where no vector stays, the range of 16 bits is found anew
     for first, images in enumerate(_open(data, listing, rows, backbone, stretch, cache, cache_dir)):
         if first == 0 and not others:
             index.clear()
         index.stretch = images.stretch
         for part, vectors, looks in _embed(backbone.to(device), images, device):
-            found = _entries(listing, [place[images.names[row]] for row in part], labels, looks)
+            found = _entries(listing, [place.get(images.names[row]) for row in part], labels, looks)
             good = [i for i, entry in enumerate(found) if entry is not None]
-            index.put([entry for entry in found if entry is not None], vectors[good])
-        bad += [skip for skip in images.skipped if skip not in bad]
-    index.delete(skip.name for skip in bad)
+            there = [entry for entry in found if entry is not None]
+            index.put(there, vectors[good])
+            put |= {entry.name for entry in there}
+        bad.update(dict.fromkeys(images.skipped))
+    lost = {skip.name for skip in bad}
+    index.delete(lost & (known.keys() | put))
     index.settle()
-    done = {listing.names[row] for row in rows} - {skip.name for skip in bad}
+    done = put - lost
     added = len(done - known.keys())
-    return Updated(added, len(done) - added, len(gone), len(index) - len(done), bad)
+    return Updated(added, len(done) - added, len(gone), len(index) - len(done), list(bad))
 
 
 def _written_as_text(listing: Listing, row: int) -> bool:
@@ -171,12 +175,14 @@ def _written(file: str) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _entries(listing: Listing, rows: list[int], labels: list[str], looks: list[str]) -> list[Entry | None]:
-    """Return what is known of these rows of the listing; None for one that cannot be read any more."""
+def _entries(listing: Listing, rows: list[int | None], labels: list[str], looks: list[str]) -> list[Entry | None]:
+    """Return what is known of these rows of the listing; None for one that cannot be read any more, or is new to it."""
     files = listing.files
 
     def entry(place: int) -> Entry | None:
         row = rows[place]
+        if row is None:  # a file that came while the others were embedded: the next update takes it
+            return None
         if files is None:
             found = _of_array(listing, row, labels[row])
         else:

@@ -366,10 +366,13 @@ class Classification:
         """Return the job with the labels that the model is sure of added, and rows to train on.
 
         Asked are the training part's images that are not `labelled`: those without a label, and those whose label may
-        not be used. To train on are the pseudo-labelled rows, and `rows` so often that they are at least a quarter.
+        not be used, but none of a group that is validated on. To train on are the pseudo-labelled rows, and `rows` so
+        often that they are at least a quarter.
         """
         assert self.config.pseudo_labels is not None
-        rest = np.setdiff1d(self.train.images.rows("train"), labelled)
+        rest, groups = np.setdiff1d(self.train.images.rows("train"), labelled), self.train.images.groups
+        if groups is not None:  # what it is validated on has no relatives among what it learns from
+            rest = rest[~np.isin(groups[rest], groups[np.setdiff1d(labelled, rows)])]
         if not len(rest):
             return self, rows
         sure, answer = told(self.logits(model, "train", rest)).softmax(1).max(1)

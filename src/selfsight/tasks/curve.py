@@ -1,6 +1,7 @@
 """Label efficiency of a task: one model on few and on many labels, pretrained and from scratch."""
 
 import copy
+import hashlib
 import json
 import time
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ from selfsight.evaluate.curve import weights_hash
 from selfsight.evaluate.finetune import FinetuneConfig
 from selfsight.evaluate.results import Row, append_row, labels_words, plot_curve, read_rows
 from selfsight.evaluate.savings import BASELINE, savings
-from selfsight.processes import expect, leads, own_device, together
+from selfsight.processes import expect, leads, own_device, part, together
 from selfsight.progress import console, say
 from selfsight.run import RunFolder
 from selfsight.tasks.augment import DenseView
@@ -211,6 +212,7 @@ def train(
                     folder.save_method(best)
                 once.forget()
             together()
+        part()
         if not leads():
             return None
         rows_now = read_rows(folder.results_file)
@@ -337,6 +339,7 @@ def describe(
         "images": {part: len(job.rows(part)) for part in ("train", "test")},
         "labels": {"train": job.train.digest, "test": job.test.digest},
         "pixels": {"train": job.train.images.digest(), "test": job.test.images.digest()},
+        "parts": _parts(job),
         "model": asdict(settings),
         "training": asked,
         "learning": learned,
@@ -353,6 +356,14 @@ def describe(
                 raise SelfsightError(f"--out {folder.path}: holds a training with other {key}; choose another folder")
     folder.path.mkdir(parents=True, exist_ok=True)
     folder.write_config(content)
+
+
+def _parts(job: Job) -> str:
+    """Return a digest of which images are learned from and tested on, and of their groups."""
+    digest = hashlib.sha256(job.rows("train").tobytes() + job.rows("test").tobytes())
+    if (groups := job.train.images.groups) is not None:
+        digest.update(groups.tobytes())
+    return digest.hexdigest()
 
 
 def _record(file: Path, blank: Row, results: dict[str, dict[str, float]], seconds: float) -> None:

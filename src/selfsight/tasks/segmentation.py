@@ -194,9 +194,10 @@ def segmentation_scores(
     occurring = [k for k in range(len(classes)) if sizes[k] > 0]
     iou = {classes[k]: float(right[k] / (sizes[k] - right[k])) for k in occurring}
     dice = {classes[k]: float(2 * right[k] / sizes[k]) for k in occurring}
+    shown = [classes[k] for k in occurring if confusion[k].sum() > 0]
     return {
-        "miou": fmean(iou.values()),
-        "dice": fmean(dice.values()),
+        "miou": fmean(iou[name] for name in shown),
+        "dice": fmean(dice[name] for name in shown),
         "accuracy": float(right.sum()) / pixels,
         "iou_per_class": iou,
         "dice_per_class": dice,

@@ -1,10 +1,11 @@
 // The gallery page. Images are numbers; all that is remembered lives on the server.
 const $ = (id) => document.getElementById(id);
-const COLOURS = ["#3566c4", "#c2571a", "#2b8a4b", "#b03a76", "#7a52c7", "#8a6d1b", "#16828c", "#c23b3b", "#5c6f2a", "#9a4fb0", "#47657d", "#a5522d"];
+const COLOURS = ["#3566c4", "#bf5518", "#278245", "#b03a76", "#7a52c7", "#8a6d1b", "#16828c", "#c23b3b", "#5c6f2a", "#9a4fb0", "#47657d", "#a5522d"];
 const GREY = "#77818c";
 const GAP = 6;
 
 let state = null; // what /api/state said last
+let failed = ""; // what it said that went wrong
 let order = new Uint32Array(0), shown = order; // all images in the order chosen, and those of them that are shown
 let cosines = new Map(); // by number, of the last search
 let labels = new Int32Array(0), guesses = new Int32Array(0), sure = new Float32Array(0);
@@ -30,9 +31,11 @@ async function ask(path, body, kind = "application/json") {
 const json = async (path, body, kind) => (await ask(path, body, kind)).json();
 const numbers = async (path, Kind) => new Kind(await (await ask(path)).arrayBuffer());
 
-function notice(words, good = false) {
-  $("notice").textContent = words;
-  $("notice").classList.toggle("good", good);
+function notice(words, good = false) { // in the panel, and over an enlarged image
+  for (const place of document.querySelectorAll(".notice")) {
+    place.textContent = words;
+    place.classList.toggle("good", good);
+  }
   if (words) $("side").classList.add("open");
 }
 
@@ -84,6 +87,10 @@ function options(select, pairs) {
 }
 
 function drawState() {
+  const now = Object.values(state.failures).join(" ");
+  if (now !== failed || (now && !$("notice").textContent)) notice(now);
+  failed = now;
+  if (state.failures.map) $("map-words").textContent = state.failures.map;
   const name = state.data.replace(/\/+$/, "").split("/").pop();
   $("title").textContent = name;
   document.title = `${name} · selfsight`;
@@ -101,15 +108,23 @@ function drawState() {
     $("accuracy").textContent = ready ? "A classifier predicts; from 10 labels on its accuracy is measured." : "Label images of two classes, and a classifier appears.";
   }
   $("accept").hidden = !ready;
+  caption();
   countAccepted();
 }
 
 async function give_(id) {
-  const images = selected.size ? [...selected] : !$("page-grid").hidden && at >= 0 && shown.length ? [shown[at]] : [];
+  const grid = !$("page-grid").hidden && at >= 0 && shown.length;
+  const images = $("large").open ? [enlarged] : selected.size ? [...selected] : grid ? [shown[at]] : [];
   if (!images.length) return notice("Select images first.");
-  const place = images.length === 1 ? shown.indexOf(images[0]) : -1;
-  if (place >= 0 && place + 1 < shown.length) move(place + 1); // on to the next at once: one labels faster than a server answers
+  if (images.length === 1) onward(images[0], 1); // at once: one labels faster than a server answers
   await change("/api/label", { images, class: id });
+}
+
+function onward(number, by) { // to the image before or after this one; only on the grid have images an order
+  const place = $("page-grid").hidden ? -1 : shown.indexOf(number);
+  if (place < 0 || shown[place + by] === undefined) return;
+  move(place + by);
+  if ($("large").open) enlarge(shown[at]);
 }
 
 let saving = Promise.resolve(); // changes are saved in the order in which they were made
@@ -144,8 +159,10 @@ function refresh() {
   return refreshing;
 }
 
-function listen() {
-  const source = new EventSource("/api/events");
+let source = null;
+function listen() { // in a tab that is seen only: browsers open six connections to a host, for all tabs together
+  if (document.hidden) { source?.close(); source = null; return; }
+  source ??= new EventSource("/api/events"); // which begins with how things are now
   source.onmessage = () => refresh();
 }
 
@@ -252,6 +269,8 @@ const thumb = (number) => `/thumb/${number}?side=${+$("zoom").value > 128 ? 320 
 function dress(tile, place) {
   const number = tile.number, label = labels[number], guess = guesses[number];
   tile.setAttribute("aria-selected", selected.has(number));
+  tile.setAttribute("aria-setsize", shown.length);
+  tile.setAttribute("aria-posinset", place + 1);
   tile.classList.toggle("at", place === at);
   const known = facts.get(number), name = known ? known.name : `image ${number}`;
   const id = label >= 0 ? label : guess, words = id >= 0 && classOf(id) ? classOf(id).name : "";
@@ -277,6 +296,7 @@ function need(list) {
     needing = null;
     for (const found of await json(`/api/items?ids=${some.join(",")}`)) facts.set(found.id, found);
     for (const [place, tile] of tiles) dress(tile, place);
+    caption();
   }, 60);
 }
 
@@ -318,7 +338,8 @@ function showSelection() {
 let oneWish = 0;
 async function showOne(number) {
   const wish = ++oneWish;
-  $("one-picture").src = `/thumb/${number}?side=320&v=${state.started}`;
+  $("one-picture").replaceWith(element("img", { id: "one-picture", alt: "", src: `/thumb/${number}?side=320&v=${state.started}` })); // anew: the old picture would stay
+  $("one-words").textContent = facts.get(number)?.name ?? "";
   if (!facts.has(number)) for (const found of await json(`/api/items?ids=${number}`)) facts.set(found.id, found);
   if (wish !== oneWish) return;
   const found = facts.get(number);
@@ -331,12 +352,19 @@ async function showOne(number) {
     element("img", { alt: "", src: `/thumb/${i}?side=96&v=${state.started}` }))));
 }
 
+let enlarged = -1; // number
 function enlarge(number) {
-  const found = facts.get(number);
-  $("large").querySelector("img").src = `/image/${number}?v=${state.started}`;
-  $("large").querySelector("img").alt = found?.name ?? "";
-  $("large").querySelector("p").textContent = found?.name ?? "";
-  $("large").showModal();
+  enlarged = number;
+  $("large").querySelector("img").replaceWith(element("img", { src: `/image/${number}?v=${state.started}` })); // anew: the old picture would stay
+  caption();
+  need([number]);
+  if (!$("large").open) $("large").showModal();
+}
+
+function caption() { // of the enlarged image: its name and its class
+  const name = facts.get(enlarged)?.name ?? "", label = classOf(labels[enlarged])?.name;
+  $("large").querySelector("img").alt = name;
+  $("large").querySelector("p").textContent = [name, label].filter(Boolean).join(" · ");
 }
 
 // ---------------------------------------------------------------- the map
@@ -364,12 +392,13 @@ function drawMap() {
   pen.scale(ratio, ratio);
   const by = $("colour").value, n = cluster.length, size = Math.max(2, Math.min(9, (n > 20000 ? 2 : n > 3000 ? 3 : 5) * Math.sqrt(view.scale)));
   const ids = by === "cluster" ? cluster : by === "label" ? labels : labels.map((label, i) => (label >= 0 ? label : guesses[i]));
-  const shade = (id) => (by === "cluster" ? COLOURS[id % COLOURS.length] : colourOf(id));
+  const shade = (id) => (by === "cluster" ? COLOURS[id] ?? GREY : colourOf(id)); // clusters are numbered by size
   const heaps = new Map();
   for (let i = 0; i < n; i++) { if (!heaps.has(ids[i])) heaps.set(ids[i], []); heaps.get(ids[i]).push(i); }
-  for (const [id, members] of [...heaps].sort((a, b) => a[0] - b[0])) {
+  const grey = ([id]) => shade(id) === GREY; // those below the others
+  for (const [id, members] of [...heaps].sort((a, b) => grey(b) - grey(a) || a[0] - b[0])) {
     pen.fillStyle = shade(id);
-    pen.globalAlpha = id < 0 ? 0.45 : 0.85;
+    pen.globalAlpha = grey([id]) ? 0.45 : 0.85;
     for (const i of members) { const [x, y] = project(i); pen.fillRect(x - size / 2, y - size / 2, size, size); }
   }
   pen.globalAlpha = 1;
@@ -562,16 +591,16 @@ function events() {
 }
 
 function keys(event) {
-  if (/^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName) || event.altKey || $("large").open) return;
-  const key = event.key.toLowerCase(), command = event.ctrlKey || event.metaKey;
+  if (/^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName) || event.altKey) return;
+  const key = event.key.toLowerCase(), command = event.ctrlKey || event.metaKey, large = $("large").open;
   if (command && key === "z") { event.preventDefault(); (event.shiftKey ? $("redo") : $("undo")).click(); return; }
-  if (command && key === "a" && !$("page-grid").hidden) { event.preventDefault(); selected = new Set(shown); showSelection(); drawGrid(); return; }
+  if (command && key === "a" && !large && !$("page-grid").hidden) { event.preventDefault(); selected = new Set(shown); showSelection(); drawGrid(); return; }
   if (command) return;
   if (/^[1-9]$/.test(key) && state.classes[key - 1]) { event.preventDefault(); give_(state.classes[key - 1].id); return; }
-  const actions = { 0: () => give_(null), u: () => $("undo").click(), n: next, s: () => selected.size === 1 && similar([...selected][0]),
-    escape: () => { selected = new Set(); showSelection(); drawGrid(); } };
+  const actions = { 0: () => give_(null), u: () => $("undo").click(), ...(large ? { arrowleft: () => onward(enlarged, -1), arrowright: () => onward(enlarged, 1) }
+    : { n: next, s: () => selected.size === 1 && similar([...selected][0]), escape: () => { selected = new Set(); showSelection(); drawGrid(); } }) };
   if (actions[key]) { event.preventDefault(); actions[key](); return; }
-  if ($("page-grid").hidden || event.target.closest("aside, header")) return;
+  if (large || $("page-grid").hidden || event.target.closest("aside, header")) return;
   const rows = Math.max(1, Math.floor($("grid").clientHeight / step));
   const moves = { arrowright: at + 1, arrowleft: at - 1, arrowdown: at + columns, arrowup: at - columns, home: 0, end: shown.length - 1,
     pagedown: at + rows * columns, pageup: at - rows * columns };
@@ -590,6 +619,7 @@ async function start() {
   sure = new Float32Array(order.length);
   drawState();
   filter();
+  document.addEventListener("visibilitychange", listen);
   listen();
 }
 start();

@@ -1,0 +1,47 @@
+import asyncio
+import re
+import threading
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fastapi.routing import APIRoute
+from numpy.typing import NDArray
+from starlette.requests import Request
+from starlette.types import Message
+
+from selfsight.gallery.server import create_app
+from selfsight.gallery.store import Store
+from tests.gallery.galleries import small_gallery
+
+
+def test_the_event_loop_never_waits_for_the_labels(
+    tmp_path: Path, photo: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with small_gallery(tmp_path, photo, 8) as gallery:
+        routes = create_app(gallery, host="127.0.0.1", port=8765).routes
+        (events,) = [found.endpoint for found in routes if isinstance(found, APIRoute) and found.path == "/api/events"]
+        asked: list[threading.Thread] = []
+        monkeypatch.setattr(Store, "version", property(lambda self: asked.append(threading.current_thread())))
+
+        async def receive() -> Message:
+            await asyncio.sleep(60)
+            return {}
+
+        async def first() -> str:
+            answer = await events(Request({"type": "http"}, receive))
+            return str(await anext(answer.body_iterator))
+
+        assert asyncio.run(first()).startswith("data: [null, ")
+        assert len(asked) == 1
+        assert threading.current_thread() not in asked
+
+
+def test_white_words_can_be_read_on_every_colour() -> None:
+    script = files("selfsight.gallery").joinpath("static", "app.js").read_text(encoding="utf-8")
+    colours = re.findall(r"#[0-9a-f]{6}", script.split("const COLOURS = ")[1].split(";")[0])
+    shares = np.array([[int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)] for colour in colours])
+    luminance = ((shares + 0.055) / 1.055) ** 2.4 @ [0.2126, 0.7152, 0.0722]  # WCAG 2.2; none is near black
+    assert len(set(colours)) == 12
+    assert (1.05 / (luminance + 0.05)).min() >= 4.5
