@@ -1,5 +1,6 @@
 """Shared by all tests: small real images, one or two threads, a cache of their own."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits, load_sample_images
+from sklearn.manifold import TSNE
 from torch import Tensor
 
 
@@ -28,6 +30,12 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 def few_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Health is measured twice in a training, not ten times: where something else is tested."""
     monkeypatch.setattr("selfsight.watch.CHECKS", 2)
+
+
+@pytest.fixture
+def quick_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report's map after a quarter of the steps, which take longer than all else of it: where nobody looks."""
+    monkeypatch.setattr("selfsight.report.similar.TSNE", functools.partial(TSNE, max_iter=250))
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, digits: Digits) -> Path:
     return root
 
 
-@pytest.mark.usefixtures("few_checks")
+@pytest.mark.usefixtures("few_checks", "quick_map")
 def test_the_main_path(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

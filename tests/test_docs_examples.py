@@ -13,6 +13,7 @@ from PIL import Image
 import selfsight
 from selfsight import cli, methods, optim
 
+pytestmark = pytest.mark.usefixtures("few_checks", "quick_map")
 DOCS = Path(__file__).parent.parent / "docs"
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SHORTER = {

@@ -2,8 +2,6 @@
 
 import csv
 import os
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +16,7 @@ from selfsight.data import ImageSet, Skipped, open_images, write_skipped
 from selfsight.data.decode import BadImageError, Picture, Recipe, Square, UnreachableError, decode, reasons
 from selfsight.errors import SelfsightError
 from selfsight.locks import locked
+from tests.processes import together
 
 
 @pytest.fixture
@@ -62,14 +61,33 @@ def test_the_second_time_nothing_is_decoded(folder: Path, tmp_path: Path, decode
     assert second.aspect.tolist() == first.aspect.tolist() == pytest.approx([32 / 24] * 69)
 
 
-def test_a_changed_file_or_another_size_makes_a_new_cache(folder: Path, tmp_path: Path, decoded: list[object]) -> None:
+def test_what_has_not_changed_is_copied_from_the_cache_before_which_is_removed(
+    folder: Path, tmp_path: Path, decoded: list[object]
+) -> None:
     open_cached(folder, tmp_path / "cache")
-    Image.new("RGB", (32, 24)).save(folder / "05.png")
-    assert len(open_cached(folder, tmp_path / "cache")) == 70
     open_cached(folder, tmp_path / "cache", image_size=12)
+    assert len(decoded) == 2 * 70
+    decoded.clear()
+    Image.new("RGB", (32, 24)).save(folder / "05.png")
+    Image.new("RGB", (32, 24), "red").save(folder / "00a.png")
     os.utime(folder / "07.png", ns=(1, 1))
-    open_cached(folder, tmp_path / "cache")
-    assert len(decoded) == 4 * 70
+    (folder / "20.png").unlink()
+    (folder / "30.png").rename(folder / "31a.png")
+    images = open_cached(folder, tmp_path / "cache")
+    assert sorted(Path(str(file)).name for file in decoded) == ["00a.png", "05.png", "07.png", "31a.png"]
+    assert len(list((tmp_path / "cache").glob("*/images.npy"))) == 2, "this one, and that of another size"
+    fresh = open_cached(folder, tmp_path / "fresh")
+    rows = np.arange(70)
+    assert (images.names, images.aspect.tolist()) == (fresh.names, fresh.aspect.tolist())
+    np.testing.assert_array_equal(images.images[rows], fresh.images[rows])
+
+
+def test_the_cache_of_another_part_of_the_same_data_stays(folder: Path, tmp_path: Path, decoded: list[object]) -> None:
+    table = tmp_path / "table.csv"
+    for rows in (range(10, 30), range(20, 40), range(10, 30)):
+        table.write_text("path\n" + "".join(f"photos/{number}.png\n" for number in rows))
+        open_cached(table, tmp_path / "cache")
+    assert len(decoded) == 30, "what both hold is decoded once, and the first is still there"
 
 
 def test_the_environment_names_the_folder(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,14 +111,12 @@ def test_a_cache_folder_that_cannot_be_is_told(folder: Path, tmp_path: Path) -> 
         open_cached(folder, tmp_path / "file")
 
 
+def build(number: int, folder: Path, cache_dir: Path) -> None:
+    open_cached(folder, cache_dir)
+
+
 def test_two_processes_build_one_cache(folder: Path, tmp_path: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path; from selfsight.data import open_images;"
-        "open_images(sys.argv[1], image_size=8, cache_dir=Path(sys.argv[2]))"
-    )
-    command = [sys.executable, "-c", code, str(folder), str(tmp_path / "cache")]
-    processes = [subprocess.Popen(command, stderr=subprocess.DEVNULL) for _ in range(2)]
-    assert [process.wait(timeout=60) for process in processes] == [0, 0]
+    together(build, folder, tmp_path / "cache")
     assert [path.parent.name for path in (tmp_path / "cache").glob("*/images.npy")] != []
     built = open_cached(folder, tmp_path / "cache")
     alone = open_cached(folder, tmp_path / "alone")

@@ -16,6 +16,7 @@ from selfsight.pictures import save_pictures
 from selfsight.report import write_report
 from selfsight.run import RunFolder
 
+pytestmark = pytest.mark.usefixtures("quick_map")
 CPU = torch.device("cpu")
 EVIL = "<img src=x onerror=alert(1)>.png"
 

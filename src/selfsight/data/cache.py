@@ -2,7 +2,8 @@
 
 While it is built, a cache is a folder <key>.part with `images.npy`, to which decoded blocks are appended in order,
 and `journal.jsonl`, to which one line a block is appended after it. Whatever is interrupted continues after the
-last whole line. A finished cache is the same folder renamed to <key>.
+last whole line. A finished cache is the same folder renamed to <key>. Files that have not changed since an earlier one
+was built are copied from there, and that one is removed.
 """
 
 import csv
@@ -37,6 +38,7 @@ from selfsight.data.decode import (
     thread_count,
     to_uint8,
 )
+from selfsight.data.earlier import Earlier
 from selfsight.data.images import ImageSet, Skipped
 from selfsight.data.listing import Listing
 from selfsight.errors import SelfsightError
@@ -231,8 +233,8 @@ def _require_some(listing: Listing, done: _Done) -> None:
 
 
 def _build(listing: Listing, recipe: Recipe, folder: Path) -> None:
-    """Decode what is not in <folder>.part yet, then rename that to <folder>."""
-    part = folder.with_name(f"{folder.name}.part")
+    """Decode what is neither in <folder>.part nor in an earlier cache, then rename that to <folder>."""
+    part, earlier = folder.with_name(f"{folder.name}.part"), Earlier(listing, recipe, VERSION, folder.parent)
     part.mkdir(exist_ok=True)
     shape = (recipe.channels, recipe.side, recipe.side)
     count, image_bytes = len(listing.pictures), int(np.prod(shape))
@@ -248,7 +250,7 @@ def _build(listing: Listing, recipe: Recipe, folder: Path) -> None:
         _check_space(folder.parent, (count - done.next) * image_bytes)
 
         def append() -> Generator[object, None, None]:
-            for squares in _decode_blocks(listing.pictures, recipe, done.next):
+            for squares in _decode_blocks(listing.pictures, recipe, done.next, earlier):
                 block = _Done.of(done.next, squares)
                 place = _place(listing, block.unreachable[0]) if block.unreachable else ""
                 if block.unreachable and has_place and not _there(place):
@@ -271,14 +273,22 @@ def _build(listing: Listing, recipe: Recipe, folder: Path) -> None:
     _require_some(listing, done)
     with (part / "images.npy").open("r+b") as finished:
         finished.write(_npy_header(len(done.kept), shape))
+    earlier.write(part, done.kept, done.aspects)
     part.rename(folder)
+    earlier.forget()
 
 
-def _decode_blocks(pictures: Pictures, recipe: Recipe, start: int) -> Iterator[list[Square | BadImageError]]:
+def _decode_blocks(
+    pictures: Pictures, recipe: Recipe, start: int, earlier: Earlier | None = None
+) -> Iterator[list[Square | BadImageError]]:
     """Yield the rest of the pictures in order, a block at a time: squares, or the reasons why there is none."""
 
+    def one(row: int) -> Square | BadImageError:
+        known = None if earlier is None else earlier.square(row)
+        return _attempt(pictures, row, recipe) if known is None else known
+
     def block(first: int) -> list[Square | BadImageError]:
-        return [_attempt(pictures, row, recipe) for row in range(first, min(first + BLOCK, len(pictures)))]
+        return [one(row) for row in range(first, min(first + BLOCK, len(pictures)))]
 
     threads = thread_count()
     with quiet_decoders(), ThreadPoolExecutor(threads) as pool:
