@@ -94,6 +94,14 @@ def test_an_interval_ends_where_scratch_was_measured() -> None:
     assert "(less than 10 % to more than 100 %) for." in found.sentence()
 
 
+def test_no_gain_in_accuracy_is_surer_than_one_test_image() -> None:
+    seeds = [*rows("scratch", {0.1: [0.6] * 3}), *rows("dino", {0.1: [0.65] * 3})]
+    for tested, sure in ((20, False), (200, True)):
+        (found,) = savings([replace(row, metric="accuracy", tested=tested) for row in seeds])
+        assert found.measurable == sure, "each seed is right in one image more of the same 20"
+    assert savings([replace(row, tested=20) for row in seeds])[0].measurable, "an AP counts boxes"
+
+
 def test_a_loss_is_called_one() -> None:
     (found,) = savings([*SCRATCH, *rows("dino", {0.4: [0.2, 0.22, 0.21]})])
     assert found.sentence().endswith("pretraining is worse than training from scratch (-10.0 ± 0.0 points).")

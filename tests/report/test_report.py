@@ -55,13 +55,14 @@ def trained(run: RunFolder, loss: float) -> None:
     )
 
 
-def results(run: RunFolder, own: float, seeds: int = 3) -> None:
+def results(run: RunFolder, own: float, seeds: int = 3, commonest: float | None = None) -> None:
+    tested = {"tested": 2000, "commonest": commonest}
     for method, value in {"simclr": own, "pixels": 0.4, "random": 0.3}.items():
         for seed in range(seeds):
             row = Row(
                 "run", method, "labeled", "classification", "linear", 0.1, seed, "accuracy", value + 0.001 * seed, 1.0
             )
-            append_row(run.results_file, row)
+            append_row(run.results_file, replace(row, **tested))  # type: ignore[arg-type]
 
 
 class Page(HTMLParser):
@@ -156,6 +157,17 @@ def test_the_sentence_says_what_the_intervals_allow(tmp_path: Path, own: float, 
     run = finished(tmp_path, images)
     results(run, own, seeds)
     assert words in page(run, images).words
+
+
+def test_the_sentence_tells_what_the_commonest_class_gets_where_it_is_most_of_the_images(tmp_path: Path) -> None:
+    images = image_set(4)
+    for commonest, words in ((0.1, "10.0 points more"), (0.9, "39.9 points less")):
+        run = finished(tmp_path / str(commonest), images)
+        results(run, 0.5, commonest=commonest)
+        found = page(run, images).words
+        assert "right for 50.1% of the 2,000 test images" in found
+        assert words in found
+        assert ("90.0% for always naming the commonest class" in found) == (commonest > 0.5)
 
 
 def test_a_run_that_was_moved_counts_each_seed_once(tmp_path: Path) -> None:

@@ -107,14 +107,14 @@ def evaluate(
     for i, job in enumerate(jobs, 1):
         used = len(task.labeled(job.labels, job.seed)) / len(task.train)
         what = (run, job.method, data, "classification", job.protocol, job.labels, job.seed, "accuracy")
-        row = Row(*what, value=0, seconds=0, used=used)
+        row = Row(*what, value=0, seconds=0, used=used, tested=len(task.test), commonest=task.commonest)
         if row.key not in done:
             value, seconds = task.accuracy(job)
             row = replace(row, value=value, seconds=round(seconds, 3))
             append_row(results, row)
             words = f"{job.protocol} on {labels_words(job.labels)}, seed {job.seed}: {value:.1%}"
             say(f"[{i}/{len(jobs)}] {job.method}: {words} ({seconds:.1f} s)")
-        rows.append(replace(done.get(row.key, row), used=used))
+        rows.append(replace(done.get(row.key, row), used=used, tested=row.tested, commonest=row.commonest))
     return rows
 
 
@@ -226,6 +226,11 @@ class Task:
                 path = self.out / ("features-random.npz" if random else "features.npz")
                 self._features[method] = self._kept(backbone, path)
         return self._features[method]
+
+    @property
+    def commonest(self) -> float:
+        """The share of the test images that are of their commonest class."""
+        return float(np.bincount(self.labels[self.test]).max() / len(self.test))
 
     def fresh(self, seed: int) -> Backbone:
         """Return the same architecture untrained."""

@@ -49,6 +49,10 @@ class Row:
     """How long the protocol took, given the features."""
     used: float | None = None
     """The share of the training labels that this amount came to: 1 % of 20 images a class is one of each, 5 %."""
+    tested: int | None = None
+    """How many images it was tested on."""
+    commonest: float | None = None
+    """The share of these that are of the commonest class, as much as always naming it gets right."""
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -71,6 +75,10 @@ class Summary:
     """Half the width of the 95 % t-interval of the mean; None with a single seed."""
     used: float | None = None
     """The share of the training labels that the amount came to, where that was recorded."""
+    tested: int | None = None
+    """As in Row."""
+    commonest: float | None = None
+    """As in Row."""
 
     @property
     def amount(self) -> str:
@@ -155,7 +163,8 @@ def summary(rows: Iterable[Row]) -> list[Summary]:
             deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1))
             margin = float(stdtrit(n - 1, 0.975)) * deviation / math.sqrt(n)
         first = group[0]
-        found.append(Summary(first.method, first.protocol, first.labels, first.metric, n, mean, margin, first.used))
+        what = first.method, first.protocol, first.labels, first.metric
+        found.append(Summary(*what, n, mean, margin, first.used, first.tested, first.commonest))
     order = {protocol: i for i, protocol in enumerate(TITLES)}
     return sorted(
         found,

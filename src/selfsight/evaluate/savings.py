@@ -24,7 +24,7 @@ class Savings:
     gain: float
     """Mean over the seeds of the pretrained network's value less that of the one from scratch, same labels."""
     margin: float | None
-    """Half the width of the gain's 95 % t-interval; None with one seed."""
+    """Half the width of the gain's 95 % t-interval, of an accuracy not less than one test image; None with one seed."""
     needed: float
     """What amount scratch needs, the geometric mean over the seeds, on its curve over the logarithm of the labels."""
     low: float | None
@@ -42,7 +42,7 @@ class Savings:
     @property
     def measurable(self) -> bool:
         """Whether the gain's interval is above zero."""
-        return self.margin is not None and self.gain > self.margin
+        return self.margin is not None and self.gain > self.margin + 1e-9  # not by rounding alone
 
     def sentence(self) -> str:
         """Return it as a sentence: 'With 10 % of the labels pretraining gives what scratch needs 35 % (…) for.'."""
@@ -87,6 +87,7 @@ def savings(rows: Sequence[Row]) -> list[Savings]:
     amounts = sorted({labels for _, labels, _ in values})
     used = {row.labels: row.used for row in rows if isinstance(row.labels, kind)}
     place = {amount: came_to(amount, used[amount]) for amount in amounts}
+    finest = max((1 / row.tested for row in rows if row.tested and row.metric == "accuracy"), default=0.0)
     found = []
     for labels in amounts:
         seeds = [s for _, a, s in values if a == labels and {(True, a, s), (False, a, s)} <= values.keys()]
@@ -109,6 +110,8 @@ def savings(rows: Sequence[Row]) -> list[Savings]:
             heights_once, first = np.unique(rising, return_index=True)
             logs.append(float(np.interp(value, heights_once, np.array(places)[first])))
         gain, margin = _interval(gains)
+        if margin is not None and finest:
+            margin = max(margin, finest)
         needed, spread = _interval(logs)
         low, high = (None, None) if spread is None else (math.exp(needed - spread), math.exp(needed + spread))
         known = math.exp(needed), low, high, beyond, count, (min(given), max(given))

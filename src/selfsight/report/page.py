@@ -46,6 +46,8 @@ HEADLINES = {
     "too short": "Too short to tell",
 }
 PROTOCOLS = {"linear": "a linear probe", "finetune": "fine-tuning", "knn": "nearest neighbours"}
+UNEVEN = 0.4
+"""Where so many images are of one class, it is said what always naming that one gets right."""
 METHODS = {"pixels": "raw pixels", "random": "the untrained network", "scratch": "training from scratch"}
 
 
@@ -234,14 +236,18 @@ def sentence(results: Sequence[Summary]) -> str:
     alike = (protocol, repr(own.labels))  # by repr: all of them, 1.0, is not one a class, 1
     others = [s for s in results if (s.protocol, repr(s.labels)) == alike and s.method in BASELINES]
     amount = labels_words(own.labels, own.used)
-    words = f"With {amount}, {PROTOCOLS[protocol]} on this backbone is right for {own.mean:.1%} of the test images"
+    tested = f"{own.tested:,} test images" if own.tested else "test images"
+    words = f"With {amount}, {PROTOCOLS[protocol]} on this backbone is right for {own.mean:.1%} of the {tested}"
     if not others:
         return words + "; no baseline was measured beside it."
-    words += ", against " + " and ".join(f"{s.mean:.1%} for {METHODS[s.method]}" for s in others)
-    best = max(others, key=lambda s: s.mean)
-    if own.margin is None or best.margin is None:
+    rivals = [(s.mean, s.margin, METHODS[s.method]) for s in others]
+    if own.commonest is not None and own.commonest >= UNEVEN:
+        rivals.append((own.commonest, 0.0, "always naming the commonest class"))
+    words += ", against " + " and ".join(f"{mean:.1%} for {name}" for mean, _, name in rivals)
+    best, margin, _ = max(rivals, key=lambda rival: rival[0])
+    if own.margin is None or margin is None:
         return words + " (one run: no interval)."
-    gap, noise = own.mean - best.mean, math.hypot(own.margin, best.margin)
+    gap, noise = own.mean - best, math.hypot(own.margin, margin)
     if gap > noise:
         return f"{words}: {gap * 100:.1f} points more than the best of these."
     if gap < -noise:

@@ -190,7 +190,8 @@ def train(
         for number, (amount, seed, name) in enumerate(runs, 1):
             rows = few[repr(amount), seed]
             used = len(rows) / len(job.rows("train"))
-            blank = Row(run, name, job.source, job.task, job.protocol, amount, seed, job.metric, 0.0, 0.0, used)
+            tested = len(job.rows("test"))
+            blank = Row(run, name, job.source, job.task, job.protocol, amount, seed, job.metric, 0.0, 0.0, used, tested)
             keeps = name == method and repr(amount) == most and seed == config.seed
             if blank.key in done and not (keeps and not folder.method_file.exists()):
                 continue
