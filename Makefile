@@ -8,7 +8,7 @@ BIN := .venv/bin
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "selfsight needs Python 3.11 or newer"; exit 1; }
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 
 .venv/demo.ok: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -e '.[demo]'

@@ -77,7 +77,7 @@ def test_the_page_on_python(folder: Path) -> None:
         ("simclr", "done"),
         ("mine:Sharp", "done"),
     ]
-    config = selfsight.load("runs/compared/mine:Sharp").folder.config()
+    config = selfsight.load("runs/compared/mine.Sharp").folder.config()
     assert config["method_config"]["temperature"] == 0.1
     steady = methods.get("mine:Steady").optim
     assert {optim.rate(steady, progress / 10, 256) for progress in range(11)} == {steady.lr}

@@ -34,9 +34,9 @@ USAGE = """selfsight: self-supervised learning on your own images
   selfsight report RUN             write the run's page anew
   selfsight export RUN|MODEL       ONNX; of a RUN also TorchScript or timm weights
   selfsight convert CHECKPOINT     a run out of solo-learn's or lightly's checkpoint
-  selfsight demo                   the whole path on 5,000 handwritten digits
+  selfsight demo                   the whole path on handwritten digits: 4,000 to learn from
 
-DATA is a folder of images (class subfolders are labels when an evaluation asks for them), MNIST-like IDX files,
+DATA is a folder of images (class subfolders are labels for evaluations, curves and supcon alone), MNIST-like IDX files,
 an .npz, or a CSV or Parquet file with columns path, label and split. Every verb explains itself with --help;
 all but gallery, which serves its page until Ctrl-C, print their result as JSON with --json."""
 
@@ -80,8 +80,9 @@ def pretrain_verb(argv: list[str]) -> None:
     show(
         {"run": str(run.path), "report": str(report)},
         asked.shared,
-        f"{run.path}: done\n  look:     {report}\n  measure:  selfsight evaluate {run.path} {asked.data}\n"
-        f"  use:      selfsight embed {run.path} {asked.data} --out embeddings.npz",
+        f"{run.path}: done\n  look:     {report}\n  see:      selfsight show {run.path}\n"
+        f"  use:      selfsight embed {run.path} {asked.data} --out embeddings.npz\n"
+        f"  measure:  selfsight evaluate {run.path} LABELED   (images in a subfolder a class, or a table)",
     )
 
 
@@ -249,8 +250,8 @@ def select_verb(argv: list[str]) -> None:
         n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 50
         """How many."""
         strategy: Strategy = "typical"
-        """typical: one from the midst of each cluster; diverse: far from each other; uncertain: where a classifier of
-        the labels there are doubts; both: of these, ones that differ; random."""
+        """typical: one from the midst of each cluster; diverse: far from each other; uncertain: those of which
+        a classifier, trained on the labels so far, is least sure; both: of these, ones that differ; random."""
         seed: int = 0
         """Of the clusters, and of random."""
         ignore_labels: bool = False
@@ -506,7 +507,7 @@ def convert_verb(argv: list[str]) -> None:
 
 
 def demo_verb(argv: list[str]) -> None:
-    """Run the whole path on 5,000 handwritten digits: pretrain, embed, few labels, report; about six minutes."""
+    """Run the whole path on handwritten digits, 4,000 to learn from: pretrain, embed, few labels, report; 6 minutes."""
     from selfsight.demo import demo
     from selfsight.evaluate.results import Row, print_table
 

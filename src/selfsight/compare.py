@@ -18,7 +18,7 @@ from selfsight.methods import Facts
 from selfsight.methods.distill import Distill
 from selfsight.pretraining import name_of, require_same
 from selfsight.progress import say
-from selfsight.report import Comparison, Entry, write_comparison
+from selfsight.report import Comparison, Entry, folder_of, write_comparison
 from selfsight.run import RunFolder
 from selfsight.training import DEFAULT_MINUTES, Pretrain, new_backbone, prepare, recipe
 
@@ -126,7 +126,7 @@ def compare(
 
 def _place(out: Path, name: str, seed: int, training: Pretrain) -> RunFolder:
     """Return the folder of a method's training with this seed."""
-    return RunFolder(out / (name if seed == training.seed else f"{name}-seed{seed}"))
+    return RunFolder(out / (folder_of(name) + ("" if seed == training.seed else f"-seed{seed}")))
 
 
 def _means(figures: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -169,7 +169,7 @@ def _one(
         run = api.load(folder.path)
     else:
         run = api.pretrain(data, name, config=training, settings=_settings(name, config))
-    holders = [n for n in dict.fromkeys(config.methods) if _has_baselines(folder.path.with_name(n))]
+    holders = [n for n in dict.fromkeys(config.methods) if _has_baselines(folder.path.with_name(folder_of(n)))]
     rows = run.evaluate(data, replace(evaluation, baselines=evaluation.baselines and holders[:1] in ([], [name])))
     page = folder.path / "report.html"
     if not page.exists() or page.stat().st_mtime < folder.results_file.stat().st_mtime:

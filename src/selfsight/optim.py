@@ -19,8 +19,8 @@ class Optim:
     """How the weights are trained. A method names the one that it is known to train with."""
 
     name: OptimName = "adamw"
-    """adamw; muon, which makes each step of a weight matrix orthogonal: a tenth more work a step, far fewer steps, at
-    adamw's rates; sgd with momentum; or lars, sgd with a rate per layer for large batches."""
+    """adamw; muon, which makes each step of a weight matrix orthogonal: a tenth to a sixth more work a step, far
+    fewer steps; sgd with momentum; or lars, sgd with a rate per layer for large batches."""
     lr: float = 1e-3
     """Peak learning rate for a batch of 256 images; it grows in proportion to the batch."""
     weight_decay: float = 0.05

@@ -20,7 +20,7 @@ from selfsight.data import write_skipped
 from selfsight.errors import SelfsightError, StoppedError
 from selfsight.memory import peak_memory, tune_allocator
 from selfsight.methods import Facts, Method
-from selfsight.pictures import save_pictures, spread
+from selfsight.pictures import examples, save_pictures
 from selfsight.processes import expect, leads, part
 from selfsight.progress import say
 from selfsight.run import RunFolder
@@ -111,8 +111,8 @@ def _train(module: Trainee, method: str, facts: Facts, device: torch.device) -> 
     run.save_backbone(module.kept())
     run.checkpoint_file.unlink(missing_ok=True)  # nothing is left to resume
     try:
-        rows = spread(images.rows("train"))
-        save_pictures(run.path / "pictures", draw(module.method.cpu(), images, rows, config.seed))
+        pictures = draw(module.method.cpu(), images, examples(images), config.seed)
+        save_pictures(run.path / "pictures", pictures)
     except Exception as error:  # whatever is wrong with the pictures of one's own method, the training is not lost
         say(f"{run.path}: its pictures can't be drawn ({error!r}); once that is mended, `selfsight show {run.path}`")
     return run
@@ -121,8 +121,8 @@ def _train(module: Trainee, method: str, facts: Facts, device: torch.device) -> 
 def _require_free(run: RunFolder, config: Pretrain) -> None:
     """Raise SelfsightError where the folder holds a finished run, or one that has begun and is not to be resumed."""
     if run.weights_file.exists() or (run.checkpoint_file.exists() and not config.resume):
-        done = "is finished" if run.weights_file.exists() else "has begun; continue it with --resume"
-        raise SelfsightError(f"--out {run.path}: {done}, or choose another folder")
+        done = "is finished; delete it" if run.weights_file.exists() else "has begun; continue it with --resume"
+        raise SelfsightError(f"--out {run.path}: {done}, or choose another folder by --out")
 
 
 def name_of(data: Any) -> str:

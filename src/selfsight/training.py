@@ -69,7 +69,8 @@ class Pretrain:
     """Steps whose gradients add up before the weights move. The learning rate is that of so many times the batch, but
     what compares the images of a batch, as SimCLR and BatchNorm do, sees those of one step."""
     lr: float | None = None
-    """Peak learning rate for 256 images; by default the method's own."""
+    """Peak learning rate of a batch of 256 images, of another batch in proportion: of 64 a quarter. By default the
+    method's own, which config.json tells under optim."""
     weight_decay: float | None = None
     """Weight decay, the same all through; by default the method's own, which may rise."""
     optimizer: optim.OptimName | None = None

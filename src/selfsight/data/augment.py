@@ -273,9 +273,13 @@ class View:
 
     def __post_init__(self) -> None:
         if not 0 <= self.hue <= 0.5:
-            raise SelfsightError(f"hue {self.hue}: must lie between 0 and 0.5")
+            raise SelfsightError(f"hue {self.hue:g}: must lie between 0 and 0.5; take a lower --strength")
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise SelfsightError(f"scale {self.scale}: must be two shares of the area, 0 < low <= high <= 1")
+            low, high = self.scale
+            raise SelfsightError(
+                f"crops of {low:g} to {high:g} of the image: --crop-min and --local-min must be above 0 and at most 1, "
+                "--local-min at most --crop-min"
+            )
 
     def __call__(self, batch: Batch) -> Tensor:
         """Return a view of each image: (B, C, size, size) float32 in [0, 1]."""

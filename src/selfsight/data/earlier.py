@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ class Earlier:
         self._places: dict[int, tuple[int, float]] = {}  # by row: place and aspect
         self._superseded: list[Path] = []
         for lists in cache_dir.glob(f"*/{self._name}") if self._files else ():
-            if lists.parent.suffix != ".part":
+            if not lists.parent.suffix:  # neither half built nor half removed
                 self._look_into(lists)
 
     def square(self, row: int) -> Square | None:
@@ -47,9 +48,11 @@ class Earlier:
             (folder / self._name).write_text(json.dumps(known), encoding="utf-8")
 
     def forget(self) -> None:
-        """Remove the caches that the new one stands for."""
+        """Remove the caches that the new one stands for; of one in use, on Windows, the next one may."""
+        self._images = None
         for folder in self._superseded:
-            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):  # whole or not at all: half a cache would be taken for a small one
+                shutil.rmtree(folder.rename(folder.with_suffix(".gone")), ignore_errors=True)
 
     def _look_into(self, lists: Path) -> None:
         try:

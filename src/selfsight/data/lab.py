@@ -127,7 +127,7 @@ class AbBins(nn.Module):
 
     def decode(self, logp: Tensor, temperature: float) -> Tensor:
         """Return the annealed mean (..., 2) in ab of log probabilities (..., 313) of the bins (equation 5)."""
-        p = F.softmax(logp / temperature, -1)
+        p = F.softmax(logp / max(temperature, 1e-3), -1)  # of 0 the likeliest bin's colour
         with torch.autocast(p.device.type, enabled=False):
             return p @ self.centres
 

@@ -31,7 +31,10 @@ MOVED = 0.98
 """A loss above this share of the chance loss has not left chance: losses of single batches scatter by 1 %."""
 BETTER = 1.1
 """10 % above the untrained network; repeated draws of 1,024 images and views differ by a few per cent."""
-RESTART = "Start again with a lower learning rate or a larger batch, or take another method, as simclr."
+RESTART = (
+    "Start again with a lower learning rate (--lr; this one's is in config.json under optim) or a larger batch, or "
+    "take another method, as simclr."
+)
 FEW_EPOCHS = 10.0
 """Small data sets need tens of epochs before embeddings beat an untrained network's."""
 
@@ -210,7 +213,8 @@ def verdict(health: Health, random: Health | None, loss: float | None, chance: f
             remedy = (
                 "train longer"
                 if epochs <= FEW_EPOCHS
-                else "the task is too hard or the learning rate wrong: try a third of the rate, or weaker augmentation"
+                else "the task is too hard or the learning rate wrong: try a third of the rate (--lr; this one's is in "
+                "config.json under optim), or weaker augmentation"
             )
             return Verdict(
                 "too short",

@@ -109,7 +109,11 @@ class Affine(Method):
         straight = warp(area, matrices(drawn, self.config) @ undo, self.size)
         right = (answered == binned(drawn, self.config.bins)).sum((0, 1)).tolist()
         told = ", ".join(f"{name} {k}" for name, k in zip(("turn", "zoom", "shear"), right, strict=True))
-        caption = f"Top to bottom: the image, transformed, put back as it answered (right of {len(area)}: {told})"
+        left = self.config.turn / self.config.bins[0]
+        caption = (
+            "Top to bottom: the middle of the image; transformed; put back as it answered, by the middle of the class "
+            f"it chose, which leaves up to {left:.0f}° where it is right (right of {len(area)}: {told})"
+        )
         return {caption: torch.stack([views[:, 0], views[:, 1], straight[:, 0]]).clamp(0, 1)}
 
 

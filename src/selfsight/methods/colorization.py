@@ -49,7 +49,7 @@ class Colorization(Method):
         sigma: float = 5.0
         """Spread of a colour over its nearest bins, in units of a and b."""
         temperature: float = 0.38
-        """Of the pictures' colours: 0 takes each pixel's likeliest colour, vivid but patchy; 1 the mean, dull."""
+        """Only of pictures' colours: 0 takes each pixel's likeliest colour, vivid but patchy; 1 the mean, dull."""
         crop_min: float | None = None
         """Smallest crop as a share of the image; by default 0.35, and 0.6 below 64 pixels."""
         hflip: float = 0.5

@@ -50,7 +50,8 @@ class DINO(MultiCrop):
         teacher_warmup: float = 0.1
         """Share of the training over which the teacher's temperature rises."""
         momentum: float | None = None
-        """The teacher's at the start, 1 at the end; by default 0.99 up to 100,000 images, 0.996 for ImageNet."""
+        """Share of its weights that the teacher keeps at each step, rising to 1, the rest being the student's; less in
+        trainings of under 2,000 steps. By default 0.99 up to 100,000 images, 0.996 for ImageNet."""
         centring: Literal["mean", "sinkhorn"] | None = None
         """What keeps the teacher from one answer for all: its mean answer is taken away, or a batch's answers spread
         over all prototypes (SwAV, DINOv2); by default sinkhorn up to 100,000 images."""
@@ -144,5 +145,5 @@ class DINO(MultiCrop):
         return {
             "The image, two global views, and a local view, which only the student sees": torch.stack(views)[:, :10],
             "A global view; the teacher's 16 likeliest prototypes for it; how likely the student finds these from the "
-            "other global view; and from a local view": torch.stack([one, *(x.expand_as(one) for x in drawn)])[:, :10],
+            "other; or from a local one (bars: of the highest)": torch.stack([one, *(x.expand_as(one) for x in drawn)]),
         }

@@ -94,7 +94,13 @@ class IBOT(DINO):
         large = self.views[0](batch)[:10]
         shares = torch.linspace(*self.masks.mask, len(large))
         rows = torch.stack([large, without(large, blocks(shares, self.grid, large.device))])
-        return {"Large views, which the teacher sees, and what the student sees of them": rows}
+        low, high = self.masks.mask
+        caption = (
+            f"Large views, which the teacher sees, and what the student sees of them, {low:.0%} hidden on the left to "
+            f"{high:.0%} on the right; in training {1 - self.masks.masked:.0%} of them stay whole, and the student "
+            "sees small views too, as in DINO"
+        )
+        return {caption: rows}
 
 
 def patch_loss(student: Tensor, target: Tensor, count: Tensor) -> Tensor:

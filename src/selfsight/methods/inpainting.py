@@ -128,8 +128,11 @@ class Inpainting(Method):
         hidden = self.draw_masks(x)
         seen, filled = torch.where(hidden, self.backbone.mean, x), self.fill(x, hidden)
         mine, theirs = (float(psnr(y, x, hidden)) for y in (filled, smooth_fill(x, hidden)))
-        error = f"{mine:.1f} dB, a smooth fill {theirs:.1f}"
-        return {f"Top to bottom: what it saw, what it filled in ({error}), the truth": torch.stack([seen, filled, x])}
+        caption = (
+            "Top to bottom: what it saw; the hidden part filled in by its answer, mixed with a smooth fill where that "
+            f"has proved closer ({mine:.1f} dB, the smooth fill alone {theirs:.1f}; more is better); the truth"
+        )
+        return {caption: torch.stack([seen, filled, x])}
 
 
 def reconstruction_loss(answer: Tensor, truth: Tensor, weight: Tensor) -> Tensor:

@@ -94,8 +94,8 @@ class Taught(TwoViews):
         imagenet: ClassVar[float] = 0.996
         """The paper's momentum for ImageNet."""
         momentum: float | None = None
-        """The teacher's at the start, 1 at the end; by default 0.99 up to 100,000 images, the paper's for ImageNet;
-        less in trainings of under 2,000 steps."""
+        """Share of its weights that the teacher keeps at each step, rising to 1, the rest being the student's; less in
+        trainings of under 2,000 steps. By default 0.99 up to 100,000 images, the paper's for ImageNet."""
 
         def fit_to(self, facts: Facts) -> Self:
             """Fill in what depends on the number and the size of the images."""
@@ -165,4 +165,4 @@ class MultiCrop(TwoViews):
         size = self.views[0].size
         small = torch.nn.functional.interpolate(self.local(batch), (size, size))
         rows = torch.stack([whole(batch, size), *(view(batch) for view in self.views), small])
-        return {f"Top to bottom: the image, {self.seen}": rows[:, :10]}
+        return {f"Top to bottom: the image, {self.seen} (enlarged here)": rows[:, :10]}

@@ -130,9 +130,10 @@ def write_comparison(comparison: Comparison, images: ImageSet) -> None:
     rows = examples(images)
     pictures = []
     for method in done:
-        run = RunFolder(out / method)
+        run = RunFolder(out / folder_of(method))
         looks = draw_looks(run.load_backbone(), images, rows)
-        pictures.append((method, f"./{method}/report.html", saved_pictures(run.path / "pictures") + drawn(looks)))
+        shown = saved_pictures(run.path / "pictures") + drawn(looks)
+        pictures.append((method, f"./{folder_of(method)}/report.html", shown))
     values = {
         "title": f"{len(done)} pretext task{'s' if len(done) != 1 else ''} on {Path(comparison.data).name}",
         "comparison": comparison,
@@ -180,7 +181,7 @@ def table_of(comparison: Comparison) -> Table:
         return row
 
     lines = [
-        Line(e.method, False, f"./{e.method}/report.html", cells=cells(e.method, e.figures))
+        Line(e.method, False, f"./{folder_of(e.method)}/report.html", cells=cells(e.method, e.figures))
         if e.state == "done"
         else Line(e.method, False, reason=f"{e.state}: {e.reason}")
         for e in comparison.entries
@@ -191,6 +192,11 @@ def table_of(comparison: Comparison) -> Table:
         if any(s.method == name for s in found)
     ]
     return Table(columns, lines)
+
+
+def folder_of(method: str) -> str:
+    """Return the name of a method's folder in a comparison: Windows takes none with the colon of one's own."""
+    return method.replace(":", ".")
 
 
 def best_sentence(results: Sequence[Summary]) -> str:

@@ -41,12 +41,15 @@ def draw_looks(backbone: Backbone, images: ImageSet, rows: NDArray[np.int64]) ->
         most = maps.flatten(2).quantile(0.98, dim=2).clamp(min=1e-12)[:, :, None, None]
         maps = F.interpolate((maps / most).clamp(0, 1), size, mode="bilinear").transpose(0, 1)
         which = f"{min(heads, MOST_HEADS)} of {heads} heads" if heads > MOST_HEADS else f"the {heads} heads"
-        caption = f"Where the last layer attends: the image, the mean of all heads, and {which}"
+        caption = (
+            f"Where the last layer attends: the image, the mean of all heads, and {which}; bright is much, each map "
+            "scaled by itself"
+        )
         pictures[caption] = torch.cat([shown[None], over(maps, shown)])
     colours = F.interpolate(colours, size, mode="bicubic").clamp(0, 1)
     caption = (
-        "What the feature map tells apart: the image, its first three principal components as red, green and blue, "
-        "and both; parts of one colour have like features"
+        "What the feature map tells apart: the image, the first three principal components of all these images' "
+        "features as red, green and blue, and both; one colour is like features, in other images too"
     )
     pictures[caption] = torch.stack([shown, colours, 0.45 * grey(shown) + 0.55 * colours])
     return pictures

@@ -173,7 +173,7 @@ def _cards(health: Health, random: Health, metrics: Sequence[dict[str, str]]) ->
                 "kNN accuracy",
                 f"{knn:.1%}",
                 "at the last check",
-                "Images whose nearest labeled images name their class.",
+                "Of up to 500 training images: how many their neighbours name rightly.",
             )
         )
     compared = "" if health.projected is None else f" · what the loss compares: {health.projected:.0f}"
@@ -194,7 +194,9 @@ def _cards(health: Health, random: Health, metrics: Sequence[dict[str, str]]) ->
     loss, chance = _last(metrics, "loss", 0.1), _last(metrics, "chance", 0.1)
     if loss is not None:
         beside = "over the last tenth" if chance is None else f"guessing scores {chance:.2f}"
-        cards.append(Card("Loss", f"{loss:.2f}", beside, "How badly the pretext task is solved; lower is better."))
+        cards.append(
+            Card("Loss", f"{loss:.2f}", beside, "How badly the task is solved: to compare within one method only.")
+        )
     epochs, seconds, speed = (_last(metrics, name) for name in ("epoch", "seconds", "images_per_second"))
     if epochs is not None and seconds is not None:
         meaning = "Passes over all images."

@@ -96,13 +96,19 @@ def training_plots(metrics: Sequence[dict[str, str]]) -> list[Plot]:
             if chance:
                 axes.plot(chance.epochs, chance.values, "--", color=CHANCE, linewidth=1.4, label="guessing")
                 axes.legend()
-            words = "Lower is better; the dashed line is what guessing scores." if chance else "Lower is better."
+            words = "The dashed line is what guessing scores. " if chance else ""
+            words += (
+                "Lower is better as long as the embeddings don't collapse: where a network answers itself or its "
+                "teacher (BYOL, SimSiam, DINO, I-JEPA), one answer for all would score best, and the loss may rise."
+            )
             plots.append(Plot(_uri(axes), "Loss of the pretext task", words))
         if accuracy := series(metrics, "accuracy"):
             axes = _axes("right answers", percent=True)
             axes.plot(accuracy.epochs, accuracy.values)
             plots.append(
-                Plot(_uri(axes), "The pretext task itself", "How often the network solves the task it was set.")
+                Plot(
+                    _uri(axes), "The pretext task itself", "How often the network solves the task, on training images."
+                )
             )
         shares = {
             "view_retrieval": "views that find their partner",
@@ -121,7 +127,11 @@ def training_plots(metrics: Sequence[dict[str, str]]) -> list[Plot]:
             axes.set_ylim(0, 1)
             axes.legend()
             plots.append(
-                Plot(_uri(axes), "Health of the embeddings", "Rising is good; a line that falls to zero is a collapse.")
+                Plot(
+                    _uri(axes),
+                    "Health of the embeddings",
+                    "Rising is good; dimensions in use that fall to zero are a collapse.",
+                )
             )
         near, even = series(metrics, "alignment"), series(metrics, "uniformity")
         if near and even:
@@ -129,7 +139,10 @@ def training_plots(metrics: Sequence[dict[str, str]]) -> list[Plot]:
             axes.plot(near.epochs, near.values, marker="o", label="alignment")
             axes.plot(even.epochs, even.values, marker="s", label="uniformity")
             axes.legend()
-            words = "Views of one image should be near (alignment low), all images spread out (uniformity low)."
+            words = (
+                "Views of one image should be near (alignment low) and all images spread out (uniformity low). "
+                "Alignment alone says nothing: it is 0 after a collapse."
+            )
             plots.append(Plot(_uri(axes), "Near and spread out", words))
         if rate := series(metrics, "lr"):
             axes = _axes("learning rate")
