@@ -2,9 +2,11 @@
 
 import csv
 import os
+import pickle
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -59,6 +61,19 @@ def test_the_second_time_nothing_is_decoded(folder: Path, tmp_path: Path, decode
     assert "05.png" not in second.names
     assert second.skipped == first.skipped
     assert second.aspect.tolist() == first.aspect.tolist() == pytest.approx([32 / 24] * 69)
+
+
+def test_another_process_is_sent_the_path_of_the_squares_and_not_them(folder: Path, tmp_path: Path) -> None:
+    images = open_cached(folder, tmp_path / "cache")
+    assert images.images.shape == (69, 3, 12, 12)
+    sent = pickle.dumps(images)
+    assert len(sent) < 69 * 3 * 12 * 12 / 3
+    there = pickle.loads(sent)
+    rows = np.arange(69)
+    np.testing.assert_array_equal(there.images[rows], images.images[rows])
+    assert there.names == images.names
+    some = replace(images, images=images.images[rows[5:9]], names=images.names[5:9])
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(some)).images, images.images[rows[5:9]])
 
 
 def test_what_has_not_changed_is_copied_from_the_cache_before_which_is_removed(

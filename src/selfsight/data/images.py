@@ -3,7 +3,9 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from mmap import mmap
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -86,6 +88,18 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a process that isn't forked is sent: of a mapped file its path, not its gigabytes."""
+        images, state = self.images, vars(self).copy()
+        if isinstance(images, np.memmap) and isinstance(images.base, mmap):
+            state["images"] = Path(str(images.filename))
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if isinstance(state["images"], Path):
+            state = state | {"images": np.load(state["images"], mmap_mode="r")}
+        vars(self).update(state)
 
     @property
     def channels(self) -> int:
