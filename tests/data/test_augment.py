@@ -248,7 +248,7 @@ def test_whole_is_the_largest_centred_square(photos: Batch) -> None:
 def test_wrong_ranges_are_named() -> None:
     with pytest.raises(SelfsightError, match=r"hue 0\.7"):
         View(8, hue=0.7)
-    with pytest.raises(SelfsightError, match="scale"):
+    with pytest.raises(SelfsightError, match=r"crops of 0\.5 to 1\.5 of the image: --crop-min"):
         View(8, scale=(0.5, 1.5))
 
 

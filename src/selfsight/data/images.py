@@ -91,10 +91,9 @@ class ImageSet:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a process that isn't forked is sent: of a mapped file its path, not its gigabytes."""
-        images, state = self.images, vars(self).copy()
-        if isinstance(images, np.memmap) and isinstance(images.base, mmap):
-            state["images"] = Path(str(images.filename))
-        return state
+        images: Any = self.images
+        mapped = isinstance(images, np.memmap) and isinstance(images.base, mmap)  # not a part of a file
+        return vars(self) | ({"images": Path(images.filename)} if mapped else {})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if isinstance(state["images"], Path):

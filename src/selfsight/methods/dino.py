@@ -136,14 +136,14 @@ class DINO(MultiCrop):
 
     def picture(self, batch: Batch) -> dict[str, Tensor]:
         """Show views of each image, and what the teacher answers for one and the student for others."""
-        one, two, local = self.views[0](batch), self.views[1](batch), self.local(batch)
+        one, two, local = (view(batch)[:10] for view in (*self.views, self.local))
         target = self.targets.by_mean(self.teacher(one), 1.0)  # (B, K)
         temperature, likely = self.config.student_temperature, target.topk(min(16, target.shape[1])).indices
         answers = [F.softmax(self.head(self.backbone(x)) / temperature, dim=1) for x in (two, local)]
         drawn = [bars(p.gather(1, likely) / p.amax(1, keepdim=True), one.shape[-1]) for p in (target, *answers)]
-        views = [whole(batch, one.shape[-1]), one, two, F.interpolate(local, one.shape[-2:])]
+        views = [whole(batch, one.shape[-1])[:10], one, two, F.interpolate(local, one.shape[-2:])]
         return {
-            "The image, two global views, and a local view, which only the student sees": torch.stack(views)[:, :10],
+            "The image, two global views, and a local view, which only the student sees": torch.stack(views),
             "A global view; the teacher's 16 likeliest prototypes for it; how likely the student finds these from the "
             "other; or from a local one (bars: of the highest)": torch.stack([one, *(x.expand_as(one) for x in drawn)]),
         }
