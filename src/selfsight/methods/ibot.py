@@ -6,6 +6,7 @@ Zhou, Wei, Wang, Shen, Xie, Yuille, Kong: iBOT: Image BERT Pre-Training with Onl
 import copy
 import math
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from selfsight.data.images import Batch
 from selfsight.distillation import Targets
 from selfsight.masking import blocks, encode, grid_of, the_vit, without
 from selfsight.methods.dino import DINO
+from selfsight.methods.method import Facts
 from selfsight.nn import Teacher
 
 
@@ -36,14 +38,20 @@ class IBOT(DINO):
         """Share of the large views that have hidden patches, above 0 to 1; at least one view has."""
         mask: tuple[float, float] = (0.1, 0.5)
         """Least and largest share of such a view's patches that is hidden."""
-        patch_weight: float = 1.0
-        """Weight of the loss over hidden patches."""
+        patch_weight: float | None = None
+        """Weight of the loss over hidden patches; by default 0.1 up to 100,000 images, the paper's 1 for ImageNet."""
         shared: bool = True
         """Whether patches and whole views are answered by the same head."""
 
+        def fit_to(self, facts: Facts) -> Self:
+            """Fill in what depends on the number and the size of the images."""
+            weight = 0.1 + 0.9 * facts.grown if self.patch_weight is None else self.patch_weight
+            return replace(super().fit_to(facts), patch_weight=weight)
+
     def __init__(self, backbone: Backbone, config: Config) -> None:
         super().__init__(backbone, config)
-        self.masks, self.grid = config, grid_of(backbone)
+        spec = backbone.spec
+        self.masks, self.grid = config.fit_to(Facts(0, spec.image_size, spec.channels)), grid_of(backbone)
         self.token = nn.Parameter(torch.zeros(backbone.dim))
         self.patch_head = self.head if config.shared else copy.deepcopy(self.head)
         self.teacher = Teacher(nn.ModuleList([backbone, self.head, self.patch_head]))
@@ -70,6 +78,7 @@ class IBOT(DINO):
         answers = self.patch_head(tokens[:, prefix:][hidden], frozen) / self.config.student_temperature
         loss = patch_loss(answers, target, hidden.sum(1))
         self.patch_targets.follow(patches, self.teacher.brisk(self.config.centre_momentum, progress))
+        assert config.patch_weight is not None
         chance = config.patch_weight * math.log(target.shape[1])
         total = out["loss"] + config.patch_weight * loss
         return out | {"loss": total, "patches": loss.detach(), "chance": out["chance"] + chance}
