@@ -45,8 +45,8 @@ def test_every_method_stands_beside_its_baselines(tmp_path: Path) -> None:
         "run", "method", "data", "task", "protocol", "labels", "seed", "metric", "value", "seconds", "used",
         "tested", "commonest",
     }  # fmt: skip
-    assert 85 < line["tested"] < 95, "a fifth of 450"
-    assert 0.1 <= line["commonest"] < 0.13
+    assert line["tested"] == 150, "a third of 450"
+    assert 0.1 <= line["commonest"] < 0.15
     # The network here is the untrained one of the same seed: equal features, equal results.
     assert all(value["simclr", *k[1:]] == v for k, v in value.items() if k[0] == "random")
 
