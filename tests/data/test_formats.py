@@ -263,6 +263,9 @@ def test_a_set_says_its_part_and_that_its_transform_is_applied_once(
         vars(own).update(train=train, transform=None if train else np.asarray)
         assert open_images(own, image_size=8).source == f"TorchvisionStyle {'train' if train else 'test'}"
     assert [text.split(":")[0] for text in said] == ["TorchvisionStyle test"]
+    said.clear()
+    open_images({"train": TorchvisionStyle("pil"), "test": own}, image_size=8)
+    assert [text.split(":")[0] for text in said] == ["dict"], "of a part, too"
     datasets = pytest.importorskip("datasets")
     whole = datasets.Dataset.from_dict({"image": [Image.fromarray(p) for p in COLOUR]})
     whole.info.dataset_name = "beans"

@@ -56,13 +56,12 @@ def trained(run: RunFolder, loss: float) -> None:
 
 
 def results(run: RunFolder, own: float, seeds: int = 3, commonest: float | None = None) -> None:
-    tested = {"tested": 2000, "commonest": commonest}
     for method, value in {"simclr": own, "pixels": 0.4, "random": 0.3}.items():
         for seed in range(seeds):
             row = Row(
                 "run", method, "labeled", "classification", "linear", 0.1, seed, "accuracy", value + 0.001 * seed, 1.0
             )
-            append_row(run.results_file, replace(row, **tested))  # type: ignore[arg-type]
+            append_row(run.results_file, replace(row, tested=2000, commonest=commonest))
 
 
 class Page(HTMLParser):

@@ -154,7 +154,7 @@ def from_object(data: Any) -> Listing:
     if isinstance(data, np.ndarray):
         return from_parts("array", [("", data, None)])
     kind = _called(data)
-    if _transforms(data):
+    if any(map(_transforms, data.values() if isinstance(data, Mapping) else [data])):
         say(
             f"{kind}: its transform is applied once to each image, when it is read. Methods draw their own views, so "
             "leave random crops and Normalize out of it."

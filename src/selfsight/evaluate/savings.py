@@ -110,7 +110,7 @@ def savings(rows: Sequence[Row]) -> list[Savings]:
             heights_once, first = np.unique(rising, return_index=True)
             logs.append(float(np.interp(value, heights_once, np.array(places)[first])))
         gain, margin = _interval(gains)
-        if margin is not None and finest:
+        if margin is not None:
             margin = max(margin, finest)
         needed, spread = _interval(logs)
         low, high = (None, None) if spread is None else (math.exp(needed - spread), math.exp(needed + spread))

@@ -50,8 +50,8 @@ class IBOT(DINO):
 
     def __init__(self, backbone: Backbone, config: Config) -> None:
         super().__init__(backbone, config)
-        spec = backbone.spec
-        self.masks, self.grid = config.fit_to(Facts(0, spec.image_size, spec.channels)), grid_of(backbone)
+        assert isinstance(self.config, IBOT.Config)  # the one given, fitted by DINO
+        self.masks, self.grid = self.config, grid_of(backbone)
         self.token = nn.Parameter(torch.zeros(backbone.dim))
         self.patch_head = self.head if config.shared else copy.deepcopy(self.head)
         self.teacher = Teacher(nn.ModuleList([backbone, self.head, self.patch_head]))
