@@ -10,6 +10,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from timm.layers.norm_act import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from selfsight.optim import cosine
 
@@ -86,8 +87,9 @@ class Teacher(nn.Module):
         Not so with `buffers=False`: for a teacher that sees images in training and has BatchNorm statistics of its own.
         """
         self.steps += 1
-        for weight, new in zip(self.model.parameters(), student.parameters(), strict=True):
-            weight.lerp_(new.to(weight.dtype), 1 - momentum)
+        weights, new = list(self.model.parameters()), list(student.parameters())
+        average = get_ema_multi_avg_fn(momentum)  # type: ignore[no-untyped-call]
+        average(weights, new, None)  # all at once: on a GPU one by one take longer
         if buffers:
             for buffer, now in zip(self.model.buffers(), student.buffers(), strict=True):
                 buffer.copy_(now)

@@ -156,6 +156,7 @@ def test_a_whole_view_equals_torchvisions_in_each_images_own_order(photos: Batch
     drawn = view.draw(photos) | {"order": torch.randint(0, 24, (len(photos.images),))}
     assert len(set(drawn["order"].tolist())) > 4
     mine = view.apply(photos, drawn)
+    assert torch.allclose(view.apply(photos, drawn, at_once=True), mine, atol=1e-6)
     for i in range(len(photos.images)):
         x = augment.crop(photos.images[i : i + 1], drawn["boxes"][i : i + 1], 40)
         if drawn["hflip"][i]:

@@ -8,6 +8,7 @@ which is exact antialiasing and fast on CPUs and GPUs alike. Semantics follow to
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -50,7 +51,7 @@ def random_boxes(aspect: Tensor, scale: Range, ratio: Range) -> Tensor:
     centred box of a ratio within range.
     """
     n, tries = len(aspect), 10
-    aspect = aspect.detach().cpu().float()[:, None]
+    aspect = aspect.float()[:, None]
     area = uniform(n * tries, *scale).view(n, tries)
     shape = uniform(n * tries, math.log(ratio[0]), math.log(ratio[1])).exp().view(n, tries)
     within = aspect.clamp(*ratio)  # of the largest box, which always fits and stands behind the ten
@@ -67,7 +68,7 @@ def random_boxes(aspect: Tensor, scale: Range, ratio: Range) -> Tensor:
 
 def centre_boxes(aspect: Tensor) -> Tensor:
     """Return the largest centred box an image that is square in the original, (B, 4)."""
-    aspect = aspect.detach().cpu().float()
+    aspect = aspect.float()
     width, height = (1 / aspect).clamp(max=1), aspect.clamp(max=1)
     return torch.stack([(1 - width) / 2, (1 - height) / 2, width, height], 1)
 
@@ -81,16 +82,16 @@ def resampling(start: Tensor, length: Tensor, source: int, target: int, flip: Te
     start, length = start[:, None] * source, length[:, None] * source
     step = length / target
     wide = step.clamp(min=1)  # half the triangle's base; (B, 1)
-    place = torch.arange(target) + 0.5
+    place = torch.arange(target, device=start.device) + 0.5
     places = place if flip is None else torch.where(flip[:, None], target - place, place)
     centre = (start + places * step) / wide  # (B, target), in units of the triangle, as what follows
-    pixel = torch.arange(source) + 0.5
+    pixel = torch.arange(source, device=start.device) + 0.5
     # A box smaller than a pixel still sees the pixel that it lies in. Others are far away: they get no weight.
     inside = (pixel > start.floor()) & (pixel < (start + length).ceil())  # (B, source)
     at = torch.where(inside, pixel / wide, 1e9)
     # As few passes over the large (B, target, source) as can be: they cost more than the resizing itself.
     weights = (at[:, None] - centre[:, :, None]).abs_()
-    torch.sub(torch.ones(()), weights, out=weights).clamp_(min=0)
+    weights.neg_().add_(1).clamp_(min=0)
     return weights.div_(weights.sum(2, keepdim=True))
 
 
@@ -101,7 +102,12 @@ def crop(images: Tensor, boxes: Tensor, size: int, hflip: Tensor | None = None, 
     dtype = torch.bfloat16 if fast_bf16(device) else torch.float32
     # Images of one shape have one centre box: then one matrix serves all, and the products are single large ones.
     one = hflip is None and vflip is None and bool((boxes == boxes[:1]).all())
-    left, top, width, height = (boxes[:1] if one else boxes).T
+    if one:
+        boxes = boxes[:1]
+    else:  # a GPU gets the few numbers and makes the large matrices itself
+        boxes = put(boxes, device)
+        hflip, vflip = (None if flip is None else put(flip, device) for flip in (hflip, vflip))
+    left, top, width, height = boxes.T
     rows, columns = resampling(top, height, side, size, vflip), resampling(left, width, side, size, hflip)
     if one:
         rows, columns = rows[0], columns[0]
@@ -120,11 +126,16 @@ def _used(weights: Tensor) -> slice:
     return slice(int(places[0]), int(places[-1]) + 1)
 
 
+def put(x: Tensor, device: torch.device) -> Tensor:
+    """Return a few numbers, drawn on the CPU, on the device, without waiting for what it still has to do."""
+    return x.to(device, non_blocking=True)
+
+
 def rotate90(x: Tensor, quarter_turns: Tensor) -> Tensor:
     """Rotate each square image of (B, C, S, S) counter-clockwise by its number (B,) of quarter turns; lossless."""
     out = torch.empty_like(x)
     for k in range(4):
-        chosen = (quarter_turns == k).nonzero()[:, 0].to(x.device)
+        chosen = put((quarter_turns == k).nonzero()[:, 0], x.device)
         if len(chosen):
             out[chosen] = torch.rot90(x[chosen], k, (2, 3))
     return out
@@ -138,7 +149,7 @@ def warp(x: Tensor, matrices: Tensor, size: int) -> Tensor:
     """
     fine = 2 * size
     place = (torch.arange(fine, device=x.device) + 0.5) * (size / fine) - size / 2  # in pixels from the centre
-    maps = matrices.to(x.device).unsqueeze(-1) * (2 / x.shape[-1])  # to -1..1 over the image
+    maps = put(matrices, x.device).unsqueeze(-1) * (2 / x.shape[-1])  # to -1..1 over the image
     # No matrix product, which autocast would round to bfloat16.
     columns, rows = maps[:, :, :, 0] * place, maps[:, :, :, 1] * place  # (B, T, 2, fine) each
     grid = columns[:, :, :, None, :] + rows[:, :, :, :, None]  # (B, T, 2, fine, fine)
@@ -214,7 +225,7 @@ def blur(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:
     """Blur each image of (B, C, S, S) by its own sigma (B,) in pixels; odd `kernel` size, reflected borders."""
     side, half = x.shape[2], kernel // 2
     offset = torch.arange(-half, half + 1, device=x.device)
-    weights = torch.exp(-0.5 * (offset / sigma.to(x.device)[:, None]).square())
+    weights = torch.exp(-0.5 * (offset / put(sigma, x.device)[:, None]).square())
     weights = weights / weights.sum(1, keepdim=True)
     source = torch.arange(side, device=x.device)[:, None] + offset
     source = (side - 1) - ((side - 1) - source.abs()).abs()  # reflect without repeating the border
@@ -320,11 +331,14 @@ class View:
             drawn["equalize"] = uniform(n, 0, 1) < self.equalize
         return drawn
 
-    def apply(self, batch: Batch, drawn: dict[str, Tensor]) -> Tensor:
+    def apply(self, batch: Batch, drawn: dict[str, Tensor], at_once: bool | None = None) -> Tensor:
         """Return the view of each image that these parameters describe: (B, C, size, size) float32 in [0, 1].
 
-        Images in a row with the same order of colour transforms are changed together.
+        `at_once` changes all images together, as is done by default on a GPU, which takes as long to begin a small
+        piece of work as a large one; else those in a row with the same order of colour transforms.
         """
+        if batch.images.device.type != "cpu" if at_once is None else at_once:
+            return self._apply(batch.images, drawn)
         out = batch.images.new_empty((*batch.images.shape[:2], self.size, self.size), dtype=torch.float32)
         lengths = torch.unique_consecutive(drawn["order"], return_counts=True)[1]
         for start, stop in itertools.pairwise([0, *lengths.cumsum(0).tolist()]):
@@ -333,27 +347,42 @@ class View:
         return out
 
     def _apply(self, images: Tensor, drawn: dict[str, Tensor]) -> Tensor:
-        """Return the view of images that share an order of colour transforms."""
-        colour = images.shape[1] == 3
+        """Return the views of images together."""
         x = crop(images, drawn["boxes"], self.size, drawn["hflip"], drawn["vflip"])
         if self.rotate90:
             x = rotate90(x, drawn["quarter_turns"])
-        for name in ORDERS[int(drawn["order"][0])]:
-            if getattr(self, name) and (colour or name in ("brightness", "contrast")):
-                JITTER[name](x, drawn[name].to(x.device, non_blocking=True).view(-1, 1, 1, 1))
-        if self.grey and colour:
-            rows = drawn["grey"].nonzero()[:, 0]
-            x[rows] = to_grey(x[rows])
-        if self.blur:
-            rows = drawn["blur"].nonzero()[:, 0]
-            x[rows] = blur(x[rows], drawn["sigma"][rows], kernel=max(3, self.size // 10 // 2 * 2 + 1))
-        if self.solarize:
-            rows = drawn["solarize"].nonzero()[:, 0]
-            x[rows] = solarize(x[rows])
-        if self.equalize:
-            rows = drawn["equalize"].nonzero()[:, 0]
-            x[rows] = equalize(x[rows])
+        self._jitter(x, drawn)
+        changes: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+            "grey": lambda some, rows: to_grey(some),
+            "blur": lambda some, rows: blur(some, drawn["sigma"][rows], kernel=max(3, self.size // 10 // 2 * 2 + 1)),
+            "solarize": lambda some, rows: solarize(some),
+            "equalize": lambda some, rows: equalize(some),
+        }
+        for name, change in changes.items():
+            if getattr(self, name) and (name != "grey" or x.shape[1] == 3):
+                rows = drawn[name].nonzero()[:, 0]
+                at = put(rows, x.device)
+                x[at] = change(x[at], rows)
         return x
+
+    def _jitter(self, x: Tensor, drawn: dict[str, Tensor]) -> None:
+        """Change the colours of views (B, C, S, S), of each in its own order."""
+        names, colour = list(JITTER), x.shape[1] == 3
+        turns = torch.tensor([[names.index(name) for name in order] for order in ORDERS])[drawn["order"]]  # (B, 4)
+        for turn in turns.T:  # what each image's first change is, its second, and so on
+            for number in turn.unique().tolist():
+                name = names[number]
+                if not getattr(self, name) or not (colour or name in ("brightness", "contrast")):
+                    continue
+                rows = (turn == number).nonzero()[:, 0]
+                factor = put(drawn[name][rows], x.device).view(-1, 1, 1, 1)
+                if len(rows) == len(x):
+                    JITTER[name](x, factor)
+                else:
+                    at = put(rows, x.device)
+                    some = x[at]
+                    JITTER[name](some, factor)
+                    x[at] = some
 
 
 def jittered(size: int, channels: int, smallest: float, strength: float = 1.0, grey: float = 0.2) -> View:

@@ -38,10 +38,10 @@ class Feed:
     def batch(self, places: NDArray[np.int64]) -> Batch:
         """Return the images at these positions (B,) in `rows`."""
         if self._resident is None:
-            return _to_device(_read(self._images, self._rows[places]), self._device)
+            return _to_device(_read(self._images, self._rows[places], self._device), self._device)
         index = torch.from_numpy(self._rows[places])
         aspect = torch.from_numpy(self._images.aspect[index.numpy()])
-        pixels = self._resident.index_select(0, torch.from_numpy(places).to(self._device))
+        pixels = self._resident.index_select(0, torch.from_numpy(places).to(self._device, non_blocking=True))
         labels = _labels(self._images, index.numpy())
         return _to_device(Batch(pixels, aspect, index, labels), self._device)
 
@@ -58,19 +58,22 @@ def read_ahead(images: ImageSet, rows: Iterable[NDArray[np.int64]], device: torc
     with ThreadPoolExecutor(1, thread_name_prefix="selfsight-feed") as pool:
         waiting: deque[Future[Batch]] = deque()
         try:
-            waiting.extend(pool.submit(_read, images, some) for some in itertools.islice(remaining, BATCHES_AHEAD))
+            first = itertools.islice(remaining, BATCHES_AHEAD)
+            waiting.extend(pool.submit(_read, images, some, device) for some in first)
             while waiting:
                 batch = waiting.popleft().result()
-                waiting.extend(pool.submit(_read, images, some) for some in itertools.islice(remaining, 1))
+                waiting.extend(pool.submit(_read, images, some, device) for some in itertools.islice(remaining, 1))
                 yield _to_device(batch, device)
         finally:  # also when the reader stops early: the pool waits for what is not cancelled
             for future in waiting:
                 future.cancel()
 
 
-def _read(images: ImageSet, rows: NDArray[np.int64]) -> Batch:
-    """Return these rows on the CPU, in pinned memory if there is a GPU to copy to."""
+def _read(images: ImageSet, rows: NDArray[np.int64], device: torch.device) -> Batch:
+    """Return these rows on the CPU, in pinned memory if they go to a GPU, which then copies them by itself."""
     pixels = torch.from_numpy(np.ascontiguousarray(images.images[rows]))
+    if device.type == "cuda":
+        pixels = pixels.pin_memory()
     return Batch(pixels, torch.from_numpy(images.aspect[rows]), torch.from_numpy(rows.copy()), _labels(images, rows))
 
 
@@ -81,10 +84,9 @@ def _labels(images: ImageSet, rows: NDArray[np.int64]) -> Tensor | None:
 def _to_device(batch: Batch, device: torch.device) -> Batch:
     if device.type == "cpu":
         return batch
-    pinned = device.type == "cuda" and batch.images.device.type == "cpu"
-    pixels = (batch.images.pin_memory() if pinned else batch.images).to(device, non_blocking=True)
-    labels = None if batch.labels is None else batch.labels.to(device)
-    return Batch(pixels, batch.aspect.to(device), batch.index.to(device), labels)
+    pixels, index = (x.to(device, non_blocking=True) for x in (batch.images, batch.index))
+    labels = None if batch.labels is None else batch.labels.to(device, non_blocking=True)
+    return Batch(pixels, batch.aspect, index, labels)
 
 
 def _upload(images: ImageSet, rows: NDArray[np.int64], device: torch.device) -> Tensor:

@@ -27,7 +27,7 @@ class Batch:
     images: Tensor
     """(B, C, S, S) uint8: whole images squeezed to squares."""
     aspect: Tensor
-    """(B,) float32, width / height of the original, so that crops keep true shapes."""
+    """(B,) float32, width / height of the original, so that crops keep true shapes; on the CPU, which draws views."""
     index: Tensor
     """(B,) int64, row in the data set, for methods that keep a memory of each image."""
     labels: Tensor | None = None
