@@ -4,7 +4,11 @@ import multiprocessing
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+import torch
 from torch.multiprocessing.spawn import start_processes
+
+needs_two_devices = pytest.mark.skipif(torch.cuda.device_count() == 1, reason="needs two GPUs, or none at all")
 
 NEEDED = ["pytest", "sklearn.datasets", "selfsight.api", "lightly.loss"]
 """Only imported in that process, so that it has no threads when it forks."""

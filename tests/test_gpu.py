@@ -1,12 +1,13 @@
 """On a GPU selfsight computes what it computes on the CPU, and waits for the GPU no more than it must."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from selfsight import api, methods
 from selfsight.data import augment
@@ -38,6 +39,11 @@ def test_a_step_on_the_gpu_is_that_of_the_cpu(name: str) -> None:
     moved: list[dict[str, Tensor]] = []
     for device in (CPU, GPU):
         method = a_method(name, small=True).to(device)
+        for part in method.modules():  # each device draws its own
+            if isinstance(part, nn.Dropout):
+                part.p = 0.0
+            if isinstance(part, nn.MultiheadAttention):
+                part.dropout = 0.0
         torch.manual_seed(4)
         loss = method(on(device, a_batch()), 0.5)["loss"]
         moved.append({key: grad.cpu() for key, grad in gradients(method, loss).items()})
@@ -68,7 +74,7 @@ def test_views_of_the_gpu_are_those_of_the_cpu(view: View) -> None:
 
 
 def test_a_view_is_drawn_without_waiting_for_the_gpu() -> None:
-    batch, view = on(GPU, a_batch(64)), replace(FULL, equalize=0.0)  # torchvision's equalize waits
+    batch, view = on(GPU, a_batch()), replace(FULL, equalize=0.0)  # torchvision's equalize waits
     view(batch)
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -83,7 +89,7 @@ def test_trains_and_embeds(name: str, tmp_path: Path, digits_file: Path) -> None
     config = Pretrain(out=tmp_path / "run", epochs=4, backbone=backbone, batch_size=64, fraction=0.15)
     run = api.pretrain(digits_file, name, config=config)
     rows = run.folder.metrics()
-    assert all(np.isfinite(row["loss"]) for row in rows)
+    assert all(math.isfinite(float(row["loss"])) for row in rows if row["loss"])
     vectors = run.embed(digits_file).features
     assert vectors.shape == (1797, run.backbone().dim)
     assert np.isfinite(vectors).all()

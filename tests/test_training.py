@@ -22,6 +22,7 @@ from selfsight.pretraining import pretrain
 from selfsight.run import RunFolder
 from selfsight.training import Pretrain, prepare
 from tests import train_alone
+from tests.processes import needs_two_devices
 
 BASE = ["--batch-size", "64", "--backbone", "test_resnet"]
 Digits = tuple[NDArray[np.uint8], NDArray[np.int64]]
@@ -114,6 +115,7 @@ def test_a_signal_leaves_a_resumable_run(few_file: Path, tmp_path: Path) -> None
     assert RunFolder(out).checkpoint_file.exists()
 
 
+@needs_two_devices
 def test_two_processes_train_like_one(few_file: Path, tmp_path: Path) -> None:
     """Same global batches and views, gathered negatives, synchronized BatchNorm: the same losses.
 
@@ -239,12 +241,14 @@ def test_a_fraction_of_the_training_images_is_the_same_for_a_seed(digits: Digits
         Pretrain(fraction=1.5)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU views may be larger")
 @pytest.mark.parametrize(("side", "size"), [(8, 16), (16, 16), (28, 32), (120, 96)])
 def test_views_have_the_images_size_in_steps_that_a_network_halves(tmp_path: Path, side: int, size: int) -> None:
     images = np.random.default_rng(0).integers(0, 255, (16, side, side), dtype=np.uint8)
     assert train(images, tmp_path / "run", batch_size=8).config()["chosen"]["image_size"] == size
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
 def test_on_a_cpu_vits_and_decoders_train_without_fused_attention(
     digits: Digits, tmp_path: Path, fused: list[bool]
 ) -> None:

@@ -113,7 +113,7 @@ def plan(
         raise SelfsightError(f"--patch-size {patch_size}: does not divide views of {image_size} pixels")
     if is_vit(name) and patch_size is None:
         patch_size = _patch_size(name, image_size, pretrained)
-    small = is_model_in_modules(name, "resnet") and image_size <= SMALL and not pretrained
+    small = is_model_in_modules(name, ("resnet",)) and image_size <= SMALL and not pretrained
     return BackboneSpec(name, image_size, channels, mean, std, small, patch_size, mean_tokens=mean_tokens)
 
 
@@ -170,7 +170,7 @@ class Backbone(nn.Module):
                 strides[1:] = [stride // 2 for stride in strides[1:]]
             if spec.stem[0] == 1:
                 strides = [stride // 2 for stride in strides]
-        reduction = strides[-1] if strides else 1
+        reduction = max([1, *strides[-1:]])  # timm doesn't know that of all: 0
         # Not only of no use: oneDNN leaves weight gradients of a strided bfloat16 convolution of 1 x 1 maps unwritten.
         if spec.image_size < reduction:
             raise SelfsightError(

@@ -21,6 +21,10 @@ COEFFICIENTS = (
 """a, b, c of the odd polynomials a·x + b·x³ + c·x⁵ that in turn carry singular values from (0, 1] to about 1: those of
 Jordan's modded-nanogpt, fitted step by step by Cesista."""
 
+LARGE = 2**18
+"""Matrices of one shape are stepped together: a ViT has each once a block. On a CPU only those of up to so many
+entries, for which to begin is most of the work; on a GPU that is so for all."""
+
 
 class Muon(torch.optim.AdamW):
     """Muon with Nesterov momentum for parameters of two or more dimensions, AdamW for the others, at the same rate."""
@@ -36,36 +40,48 @@ class Muon(torch.optim.AdamW):
         with torch.enable_grad():
             loss = closure() if closure is not None else None
         for group in self.param_groups:
+            alike: dict[torch.Size | Tensor, list[Tensor]] = {}
             for weight in group["params"]:
                 if weight.ndim > 1 and weight.grad is not None:
-                    self._matrix_step(weight, weight.grad, group)
-                    weight.grad = None  # so that AdamW passes it over
+                    alone = weight.device.type == "cpu" and weight.numel() > LARGE
+                    alike.setdefault(weight if alone else weight.shape, []).append(weight)
+            for weights in alike.values():
+                self._matrix_step(weights, group)
         super().step()
         return loss
 
-    def _matrix_step(self, weight: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
-        state = self.state[weight]
-        if not state:
-            # AdamW looks for a step in every state that it loads.
-            state |= {"momentum": torch.zeros_like(weight), "step": torch.zeros(())}
-        momentum: Tensor = state["momentum"].lerp_(grad, 1 - group["momentum"])
-        step = orthogonal(grad.lerp(momentum, group["momentum"]).flatten(1))  # (m, n)
+    def _matrix_step(self, weights: list[Tensor], group: dict[str, Any]) -> None:
+        """Move matrices of one shape."""
+        steps = []
+        for weight in weights:
+            state, grad = self.state[weight], weight.grad
+            assert grad is not None
+            if not state:
+                # AdamW looks for a step in every state that it loads.
+                state |= {"momentum": torch.zeros_like(weight), "step": torch.zeros(())}
+            momentum: Tensor = state["momentum"].lerp_(grad, 1 - group["momentum"])
+            steps.append(grad.lerp(momentum, group["momentum"]).flatten(1))
+            weight.grad = None  # so that AdamW passes it over
+        stacked = orthogonal(torch.stack(steps))  # (k, m, n)
         # An orthogonal m x n matrix has entries of size 1 / sqrt(max(m, n)); AdamW's steps are about 0.2 · lr.
-        size = 0.2 * max(step.shape) ** 0.5
-        weight.mul_(1 - group["lr"] * group["weight_decay"])
-        weight.add_(step.view(weight.shape), alpha=-group["lr"] * size)
+        size = 0.2 * max(stacked.shape[1:]) ** 0.5
+        for weight, step in zip(weights, stacked, strict=True):
+            weight.mul_(1 - group["lr"] * group["weight_decay"])
+            weight.add_(step.view(weight.shape), alpha=-group["lr"] * size)
 
 
 def orthogonal(x: Tensor) -> Tensor:
-    """Return U·Vᵀ of the singular value decomposition U·S·Vᵀ of `x` (m, n), roughly: singular values of 0.7 to 1.2.
+    """Return U·Vᵀ of the singular value decomposition U·S·Vᵀ of matrices (k, m, n), roughly.
+
+    Their singular values are 0.7 to 1.2.
 
     The Newton-Schulz iteration X ← (a + b·A + c·A²)·X with A = X·Xᵀ only ever multiplies X from the left: the product Q
     of these polynomials is collected, and A moved along with it, at m x m instead of m x n.
     """
-    if x.shape[0] > x.shape[1]:
-        return orthogonal(x.T).T
-    x = x.float() / x.float().norm().clamp(min=1e-7)
-    gram = x @ x.T
+    if x.shape[1] > x.shape[2]:
+        return orthogonal(x.mT).mT
+    x = x.float() / x.float().norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    gram = x @ x.mT
     first, *others = COEFFICIENTS
     product = polynomial = _polynomial(gram, *first)
     for coefficients in others:
@@ -76,7 +92,7 @@ def orthogonal(x: Tensor) -> Tensor:
 
 
 def _polynomial(gram: Tensor, a: float, b: float, c: float) -> Tensor:
-    """Return a + b·A + c·A² of A = `gram` (m, m)."""
-    value = torch.addmm(gram, gram, gram, beta=b, alpha=c)
-    value.diagonal().add_(a)
+    """Return a + b·A + c·A² of each A of `gram` (k, m, m)."""
+    value = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+    value.diagonal(dim1=1, dim2=2).add_(a)
     return value

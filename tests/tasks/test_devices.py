@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from selfsight.errors import SelfsightError
 from selfsight.run import RunFolder
 from selfsight.tasks.learning import LearnConfig
+from tests.processes import needs_two_devices
 from tests.tasks import learn_alone
 
 
@@ -37,6 +38,7 @@ def rows(folder: RunFolder) -> list[dict[str, Any]]:
     return [json.loads(line) for line in folder.results_file.read_text().splitlines()]
 
 
+@needs_two_devices
 def test_two_processes_learn_like_one_training_after_training(digits_file: Path, tmp_path: Path) -> None:
     one = RunFolder(tmp_path / "1")
     learn_alone.learn(str(digits_file), one.path, 1)

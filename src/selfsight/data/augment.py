@@ -51,7 +51,7 @@ def random_boxes(aspect: Tensor, scale: Range, ratio: Range) -> Tensor:
     centred box of a ratio within range.
     """
     n, tries = len(aspect), 10
-    aspect = aspect.float()[:, None]
+    aspect = aspect.cpu().float()[:, None]
     area = uniform(n * tries, *scale).view(n, tries)
     shape = uniform(n * tries, math.log(ratio[0]), math.log(ratio[1])).exp().view(n, tries)
     within = aspect.clamp(*ratio)  # of the largest box, which always fits and stands behind the ten
@@ -68,7 +68,7 @@ def random_boxes(aspect: Tensor, scale: Range, ratio: Range) -> Tensor:
 
 def centre_boxes(aspect: Tensor) -> Tensor:
     """Return the largest centred box an image that is square in the original, (B, 4)."""
-    aspect = aspect.float()
+    aspect = aspect.cpu().float()
     width, height = (1 / aspect).clamp(max=1), aspect.clamp(max=1)
     return torch.stack([(1 - width) / 2, (1 - height) / 2, width, height], 1)
 
