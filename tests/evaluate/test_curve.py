@@ -153,6 +153,32 @@ def test_images_that_are_learned_from_too_are_said(tmp_path: Path, capsys: pytes
     assert "1 of the 40 test images are learned from too" in " ".join(capsys.readouterr().err.split())
 
 
+def test_exact_copies_are_not_drawn_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By whatever name; a class that shows nothing else stays in the test, which is said."""
+    images = replace(digits(120), split=None)
+    config = EvaluateConfig(labels=(1.0,), seeds=1, protocols=("knn",), baselines=False)
+    plain = curve.Task(backbone(), images, config, "simclr", tmp_path, CPU)
+    copied = np.array(images.images)
+    for label, count in ((3, 1), (5, len(images))):  # one of the test's threes, all fives
+        of = plain.labels == label
+        test, train = (np.flatnonzero(of & (plain.split == part)) for part in ("test", "train"))
+        copied[test[:count]] = copied[train[0]]
+        if count > 1:
+            copied[train] = copied[train[0]]
+    capsys.readouterr()
+    task = curve.Task(backbone(), replace(images, images=copied), config, "simclr", tmp_path, CPU)
+    threes, fives = (np.flatnonzero((plain.labels == label) & (plain.split == "test")) for label in (3, 5))
+    assert set(plain.test) - set(task.test) == {threes[0]}
+    assert set(task.train) - set(plain.train) == {threes[0]}
+    words = " ".join(capsys.readouterr().err.split())
+    assert f"1 of {len(plain.test)} images drawn for the test are exact copies of others" in words
+    assert f"{len(fives)} of the {len(task.test)} test images are learned from too" in words
+    groups = np.arange(len(images)) // 2
+    grouped = replace(images, images=copied, groups=groups)
+    task = curve.Task(backbone(), grouped, config, "simclr", tmp_path, CPU)
+    assert not set(groups[task.test]) & set(groups[task.train]), "groups stay whole"
+
+
 def test_unlabeled_images_are_left_out(tmp_path: Path) -> None:
     images = digits(120)
     labels = images.require_labels().copy()

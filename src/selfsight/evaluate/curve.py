@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from selfsight.backbones import Backbone, create
 from selfsight.data.images import ImageSet
-from selfsight.data.labels import amounts_of, check_draws, few_labels, stratified_split, warn_of_overlap
+from selfsight.data.labels import amounts_of, check_draws, few_labels, learn_copies, stratified_split, warn_of_overlap
 from selfsight.errors import SelfsightError
 from selfsight.evaluate.features import extract, pixels
 from selfsight.evaluate.finetune import FinetuneConfig, classify, finetune
@@ -133,6 +133,7 @@ class Task:
             self.split = stratified_split(
                 self.labels, config.test_share, config.seed, classes=images.classes, groups=images.groups
             )
+            learn_copies(images, self.split, self.labels)
         known = self.labels >= 0
         self.train = np.flatnonzero((self.split == "train") & known)
         self.test = np.flatnonzero((self.split == "test") & known)
@@ -145,9 +146,7 @@ class Task:
         if len(np.unique(self.labels[self.train])) < 2:
             hint = "nothing to tell apart (in arrays numbers below 0 mean no label)"
             raise SelfsightError(f"{images.source}: all labeled images are of one class: {hint}")
-        if images.files is not None:
-            learned, held = ([images.files[row] for row in rows.tolist()] for rows in (self.train, self.test))
-            warn_of_overlap(learned, held)
+        warn_of_overlap(images, self.train, images, self.test)
         unseen = np.setdiff1d(self.labels[self.test], self.labels[self.train])
         if len(unseen):
             raise SelfsightError(

@@ -26,7 +26,6 @@ class IBOT(DINO):
     """Self-distillation: DINO, and hidden patches must be answered as the teacher, which sees them, does."""
 
     paper = "Zhou et al., iBOT: Image BERT Pre-Training with Online Tokenizer, 2022"
-    optim = replace(DINO.optim, lr=8e-3)  # as of the other methods that hide a ViT's patches
     batch_size = 32  # a ViT from scratch gains more from many steps
     vit = True
 
@@ -34,6 +33,8 @@ class IBOT(DINO):
     class Config(DINO.Config):
         """DINO's hyperparameters, and those of the hidden patches."""
 
+        local_views: int | None = None
+        """Small crops an image; by default 6, and none up to 64 pixels: more images in the time are worth more."""
         masked: float = 0.5
         """Share of the large views that have hidden patches, above 0 to 1; at least one view has."""
         mask: tuple[float, float] = (0.1, 0.5)
@@ -45,8 +46,12 @@ class IBOT(DINO):
 
         def fit_to(self, facts: Facts) -> Self:
             """Fill in what depends on the number and the size of the images."""
-            weight = 0.1 + 0.9 * facts.grown if self.patch_weight is None else self.patch_weight
-            return replace(super().fit_to(facts), patch_weight=weight)
+            fitted = super().fit_to(facts)
+            return replace(
+                fitted,
+                local_views=0 if self.local_views is None and facts.image_size <= 64 else fitted.local_views,
+                patch_weight=0.1 + 0.9 * facts.grown if self.patch_weight is None else self.patch_weight,
+            )
 
     def __init__(self, backbone: Backbone, config: Config) -> None:
         super().__init__(backbone, config)
@@ -106,9 +111,10 @@ class IBOT(DINO):
         low, high = self.masks.mask
         caption = (
             f"Large views, which the teacher sees, and what the student sees of them, {low:.0%} hidden on the left to "
-            f"{high:.0%} on the right; in training {1 - self.masks.masked:.0%} of them stay whole, and the student "
-            "sees small views too, as in DINO"
+            f"{high:.0%} on the right; in training {1 - self.masks.masked:.0%} of them stay whole"
         )
+        if self.local_views:
+            caption += ", and the student sees small views too, as in DINO"
         return {caption: rows}
 
 

@@ -27,7 +27,7 @@ from selfsight.data.annotations import Problem
 from selfsight.data.augment import View, whole
 from selfsight.data.decode import of_another_kind
 from selfsight.data.images import Batch
-from selfsight.data.labels import warn_of_overlap
+from selfsight.data.labels import learn_copies, warn_of_overlap
 from selfsight.errors import SelfsightError
 from selfsight.evaluate.features import answers
 from selfsight.evaluate.finetune import LinearHead
@@ -159,6 +159,7 @@ def open_classified(
         images = images if own else replace(images, split=np.full(len(images), "train"))
     elif images.split is None and separator is None:
         split = stratified_split(labels, test_share, seed, classes=images.classes, groups=images.groups)
+        learn_copies(images, split, labels)
         images = replace(images, split=split)
     elif images.split is None:
         split = np.full(len(images), "train", dtype="<U5")
@@ -166,6 +167,7 @@ def open_classified(
             split[np.random.default_rng(seed).permutation(len(images))[: round(test_share * len(images))]] = "test"
         else:
             split[whole_groups(images.groups, test_share, seed)] = "test"
+        learn_copies(images, split)
         images = replace(images, split=split)
     train = _classified(images, separator, None)
     other = train
@@ -186,9 +188,7 @@ def open_classified(
         name = train.classes[unseen[0]]
         raise SelfsightError(f"{images.source}: class {name!r} has no image in the train part to learn from")
     warn_of_unseen([train.classes[k] for k in unseen.tolist()])
-    if train.images.files is not None and other.images.files is not None:
-        files = train.images.files, other.images.files
-        warn_of_overlap([files[0][row] for row in learned], [files[1][row] for row in held])
+    warn_of_overlap(train.images, learned, other.images, held)
     return train, other
 
 

@@ -97,8 +97,8 @@ def open_labelled(
         if not any(map(len, here)):
             raise SelfsightError(f"{found.data.source}: no labelled image in the {part} part")
         shown.append(found.classes[np.concatenate(here)])
-    learned, held = ([found.data.files[row] for row in found.rows(part)] for part, found in parts)
-    warn_of_overlap(learned, held)
+    learned, held = (found.place[found.rows(part)] for part, found in parts)
+    warn_of_overlap(train.images, learned, other.images, held)
     warn_of_unseen([data.classes[k] for k in np.setdiff1d(shown[1], shown[0])])
     return train, other
 
