@@ -27,11 +27,13 @@ from torch import Tensor, nn
 
 from selfsight import methods, optim
 from selfsight.data import ImageSet, open_images
+from selfsight.data.images import Batch
 from selfsight.data.loader import Loader
+from selfsight.distillation import dino_loss
 from selfsight.evaluate.health import FEW_EPOCHS, Health, light_view, measure, verdict
 from selfsight.masking import encode, take, the_vit, where
 from selfsight.methods import Facts, Method
-from selfsight.nn import autocast
+from selfsight.nn import autocast, cosines, unit
 from selfsight.training import Pretrain, new_backbone
 
 SIZE = 32
@@ -90,9 +92,17 @@ def flat_targets(method: Any) -> None:
         method.patch_targets = method.targets
 
 
-def flat_codes(method: Any) -> None:
-    """SwAV's codes as the softmax of the scores, not spread over the prototypes."""
-    method.assigned = lambda scores, prototypes, progress: (scores / method.config.epsilon).softmax(1)
+def own_codes(method: Any) -> None:
+    """SwAV's codes as the softmax of the scores, not spread over the prototypes, and with their gradient."""
+
+    def forward(batch: Batch, progress: float) -> dict[str, Tensor]:
+        features = method.features(batch)
+        z = unit(method.head(features.flatten(0, 1)))
+        scores = cosines(z, F.normalize(method.prototypes, dim=1)).view(*features.shape[:2], -1)
+        codes = (scores[:2] / method.config.epsilon).softmax(2)
+        return {"loss": dino_loss(scores, codes, method.config.temperature), "chance": torch.zeros(())}
+
+    method.forward = forward
 
 
 def no_whitening(method: Any) -> None:
@@ -143,7 +153,7 @@ SAFEGUARD: dict[str, tuple[str, Callable[[Any], None]]] = {
     "dino": ("centring", flat_targets),
     "ibot": ("centring", flat_targets),
     "dinov2": ("centring", flat_targets),
-    "swav": ("even use of the prototypes", flat_codes),
+    "swav": ("even use and stop-gradient", own_codes),
     "deepcluster_v2": ("k-means and even use", no_clustering),
     "ressl": ("relations to other images, teacher", no_whitening),
     "ijepa": ("teacher and stop-gradient", own_answers),

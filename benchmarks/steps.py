@@ -1,4 +1,4 @@
-"""How long a training step takes on the device that is here, a GPU if there is one, and of it the making of a view.
+"""How long a training step takes on the device that is here, a GPU if there is one, and of it a large view.
 
     python -m benchmarks.steps
     python -m benchmarks.steps --methods simclr dino --backbone resnet50 --size 224 --stored 256 --channels 3
@@ -82,16 +82,16 @@ def measure(name: str, batch_size: int, arguments: Arguments, device: torch.devi
         float(loss.detach())  # as a training does, to stop where it isn't finite
         optimizer.zero_grad()
         loss.backward()
+        if kind.optim.clip:
+            torch.nn.utils.clip_grad_norm_(method.parameters(), kind.optim.clip)
         optimizer.step()
         method.after_step(0.5)
 
-    views = [value for value in vars(method).values() if isinstance(value, View)]
-    views += [
-        view for value in vars(method).values() if isinstance(value, tuple) for view in value if type(view) is View
-    ]
+    parts = (part for value in vars(method).values() for part in (value if isinstance(value, tuple) else (value,)))
+    large = max((part for part in parts if isinstance(part, View)), key=lambda view: view.size)
     with backbones.plain_attention(method, device):
         whole = milliseconds(step, arguments.steps, device)
-    view = milliseconds(lambda: views[0](batch), arguments.steps, device) if views else float("nan")
+    view = milliseconds(lambda: large(batch), arguments.steps, device)
     speed = 1000 * batch_size / whole
     return f"| `{name}` | {batch_size:,} | {view:.1f} | {whole:.0f} | {speed:,.0f} |"
 

@@ -23,7 +23,9 @@ Jordan's modded-nanogpt, fitted step by step by Cesista."""
 
 LARGE = 2**18
 """Matrices of one shape are stepped together: a ViT has each once a block. On a CPU only those of up to so many
-entries, for which to begin is most of the work; on a GPU that is so for all."""
+entries, for which to begin is most of the work; on a GPU that is so for most."""
+MOST = 2**25
+"""Entries of the matrices that are stepped together: it takes some 20 bytes for each."""
 
 
 class Muon(torch.optim.AdamW):
@@ -46,7 +48,9 @@ class Muon(torch.optim.AdamW):
                     alone = weight.device.type == "cpu" and weight.numel() > LARGE
                     alike.setdefault(weight if alone else weight.shape, []).append(weight)
             for weights in alike.values():
-                self._matrix_step(weights, group)
+                some = max(1, MOST // weights[0].numel())
+                for start in range(0, len(weights), some):
+                    self._matrix_step(weights[start : start + some], group)
         super().step()
         return loss
 

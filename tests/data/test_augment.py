@@ -150,13 +150,18 @@ def test_equalize_equals_pillows_and_leaves_what_else_is_drawn(photos: Batch) ->
             assert torch.equal(other, augment.equalize(plain[None])[0])
 
 
-def test_a_whole_view_equals_torchvisions_in_each_images_own_order(photos: Batch) -> None:
+def test_a_whole_view_equals_torchvisions_in_each_images_own_order(
+    photos: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(augment, "fast_bf16", lambda device: False)
     view = View(40, brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, grey=0.3, blur=0.5, solarize=0.3)
     torch.manual_seed(3)
     drawn = view.draw(photos) | {"order": torch.randint(0, 24, (len(photos.images),))}
     assert len(set(drawn["order"].tolist())) > 4
     mine = view.apply(photos, drawn)
     assert torch.allclose(view.apply(photos, drawn, at_once=True), mine, atol=1e-6)
+    monkeypatch.setattr(augment, "AT_ONCE", 3 * photos.images[0].numel())
+    assert torch.allclose(view.apply(photos, drawn, at_once=True), mine, atol=1e-6), "in pieces"
     for i in range(len(photos.images)):
         x = augment.crop(photos.images[i : i + 1], drawn["boxes"][i : i + 1], 40)
         if drawn["hflip"][i]:

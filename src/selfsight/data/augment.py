@@ -23,7 +23,9 @@ from selfsight.nn import fast_bf16, process
 Range = tuple[float, float]
 
 BLOCK = 32
-"""So many images in a row are changed together: their pixels stay in the processor's cache from step to step."""
+"""So many images in a row are changed together on a CPU: their pixels stay in its cache from step to step."""
+AT_ONCE = 2**26
+"""Values of the images that a GPU makes views of at once: it takes some 20 bytes for each."""
 
 
 def uniform(n: int, low: float, high: float, block: int = 1) -> Tensor:
@@ -91,7 +93,7 @@ def resampling(start: Tensor, length: Tensor, source: int, target: int, flip: Te
     at = torch.where(inside, pixel / wide, 1e9)
     # As few passes over the large (B, target, source) as can be: they cost more than the resizing itself.
     weights = (at[:, None] - centre[:, :, None]).abs_()
-    weights.neg_().add_(1).clamp_(min=0)
+    torch.sub(weights.new_ones(()), weights, out=weights).clamp_(min=0)
     return weights.div_(weights.sum(2, keepdim=True))
 
 
@@ -240,6 +242,8 @@ def blur(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:
 JITTER = {"brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue}
 """What ColorJitter does, by the name of View's field, in an order that is drawn as well."""
 ORDERS = list(itertools.permutations(JITTER))
+TURNS = torch.tensor(list(itertools.permutations(range(len(JITTER)))))
+"""(24, 4): the same by the numbers of the changes in JITTER."""
 
 
 # ------------------------------------------------------------------------------------------------------ views
@@ -337,11 +341,13 @@ class View:
         `at_once` changes all images together, as is done by default on a GPU, which takes as long to begin a small
         piece of work as a large one; else those in a row with the same order of colour transforms.
         """
-        if batch.images.device.type != "cpu" if at_once is None else at_once:
-            return self._apply(batch.images, drawn)
         out = batch.images.new_empty((*batch.images.shape[:2], self.size, self.size), dtype=torch.float32)
-        lengths = torch.unique_consecutive(drawn["order"], return_counts=True)[1]
-        for start, stop in itertools.pairwise([0, *lengths.cumsum(0).tolist()]):
+        if batch.images.device.type != "cpu" if at_once is None else at_once:
+            stops = range(0, len(out), max(1, AT_ONCE // batch.images[0].numel()))[1:]
+            ends = [*stops, len(out)]
+        else:
+            ends = torch.unique_consecutive(drawn["order"], return_counts=True)[1].cumsum(0).tolist()
+        for start, stop in itertools.pairwise([0, *ends]):
             part = {name: values[start:stop] for name, values in drawn.items()}
             out[start:stop] = self._apply(batch.images[start:stop], part)
         return out
@@ -367,12 +373,13 @@ class View:
 
     def _jitter(self, x: Tensor, drawn: dict[str, Tensor]) -> None:
         """Change the colours of views (B, C, S, S), of each in its own order."""
-        names, colour = list(JITTER), x.shape[1] == 3
-        turns = torch.tensor([[names.index(name) for name in order] for order in ORDERS])[drawn["order"]]  # (B, 4)
-        for turn in turns.T:  # what each image's first change is, its second, and so on
+        possible = JITTER if x.shape[1] == 3 else ("brightness", "contrast")
+        if not any(getattr(self, name) for name in possible):
+            return
+        for turn in TURNS[drawn["order"]].T:  # what each image's first change is, its second, and so on
             for number in turn.unique().tolist():
-                name = names[number]
-                if not getattr(self, name) or not (colour or name in ("brightness", "contrast")):
+                name = list(JITTER)[number]
+                if name not in possible or not getattr(self, name):
                     continue
                 rows = (turn == number).nonzero()[:, 0]
                 factor = put(drawn[name][rows], x.device).view(-1, 1, 1, 1)

@@ -117,17 +117,6 @@ class ImageSet:
         digest.update(self.images[some].tobytes())
         return digest.hexdigest()
 
-    def fingerprints(self, rows: NDArray[np.int64]) -> NDArray[np.int64] | None:
-        """Return a number of each of these rows, (len(rows),), the same for images that agree in every pixel.
-
-        None where files are decoded on demand: they would all be read for it. Numbers of two processes don't compare.
-        """
-        if not isinstance(self.images, np.ndarray):
-            return None
-        shapes = self.aspect[rows].tolist()
-        found = [hash((shape, self.images[row].tobytes())) for row, shape in zip(rows.tolist(), shapes, strict=True)]
-        return np.array(found, np.int64)
-
     def parts_digest(self) -> str | None:
         """Return a hash of which images are held out for the test; None without a split."""
         return None if self.split is None else hashlib.sha256((self.split == "test").tobytes()).hexdigest()

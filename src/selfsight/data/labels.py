@@ -1,17 +1,13 @@
 """Splits and small labeled subsets, the same for the same seed."""
 
-import functools
-import os
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold
 
-from selfsight.data.images import ImageSet
 from selfsight.errors import SelfsightError
 from selfsight.progress import say
 
@@ -185,48 +181,6 @@ def check_draws(seeds: int | None, seed: int, test_share: float) -> None:
         raise SelfsightError(f"--seed {seed}: must be 0 or more")
     if not 0 < test_share < 1:
         raise SelfsightError(f"--test-share {test_share}: must be a share between 0 and 1")
-
-
-def learn_copies(images: ImageSet, split: NDArray[np.str_], labels: NDArray[np.int64] | None = None) -> None:
-    """Move to the train part, of a `split` (N,) drawn at random, test images of which that has an exact copy.
-
-    They would be known by heart. Not where a class of `labels` (N,) would miss in the test; nor where images are in
-    groups, which stay whole.
-    """
-    prints = None if images.groups is not None else images.fingerprints(np.arange(len(images)))
-    if prints is None:
-        return
-    held, classes = split == "test", np.zeros(len(images), np.int64) if labels is None else labels
-    copies = held & np.isin(prints, prints[~held & (classes >= 0)])
-    for label in np.unique(classes[copies]):
-        if copies[held & (classes == label)].all():
-            copies &= classes != label
-    if copies.any():
-        split[copies] = "train"
-        say(f"{copies.sum()} of {held.sum()} images drawn for the test are exact copies of others: these are learned")
-
-
-def warn_of_overlap(learned: ImageSet, rows: NDArray[np.int64], tested: ImageSet, held: NDArray[np.int64]) -> None:
-    """Say it where images to be tested on, or exact copies of them, are learned from: the scores flatter then.
-
-    `rows` (N,) of `learned` against `held` (M,) of `tested`.
-    """
-    folder = functools.cache(os.path.realpath)
-
-    def real(file: str) -> str:
-        path = Path(file)
-        return os.path.realpath(file) if path.is_symlink() else str(Path(folder(str(path.parent))) / path.name)
-
-    both = np.zeros(len(held), bool)
-    if learned.files is not None and tested.files is not None:
-        files = {real(learned.files[row]) for row in rows.tolist()}
-        both |= [real(tested.files[row]) in files for row in held.tolist()]
-    prints = learned.fingerprints(rows), tested.fingerprints(held)
-    if prints[0] is not None and prints[1] is not None:
-        both |= np.isin(prints[1], prints[0])
-    if both.any():
-        first = tested.names[held[both.argmax()]]
-        say(f"{both.sum()} of the {len(held)} test images are learned from too, as {first}: the scores flatter")
 
 
 def _check(amount: float | int, count: str) -> None:

@@ -14,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 from selfsight.backbones import Backbone, create
+from selfsight.data.copies import learn_copies, warn_of_overlap
 from selfsight.data.images import ImageSet
-from selfsight.data.labels import amounts_of, check_draws, few_labels, learn_copies, stratified_split, warn_of_overlap
+from selfsight.data.labels import amounts_of, check_draws, few_labels, stratified_split
 from selfsight.errors import SelfsightError
 from selfsight.evaluate.features import extract, pixels
 from selfsight.evaluate.finetune import FinetuneConfig, classify, finetune

@@ -25,9 +25,9 @@ from selfsight.backbones import Backbone
 from selfsight.data import ImageSet, few_images, few_labels, in_order, open_images, stratified_split, whole_groups
 from selfsight.data.annotations import Problem
 from selfsight.data.augment import View, whole
+from selfsight.data.copies import learn_copies, warn_of_overlap
 from selfsight.data.decode import of_another_kind
 from selfsight.data.images import Batch
-from selfsight.data.labels import learn_copies, warn_of_overlap
 from selfsight.errors import SelfsightError
 from selfsight.evaluate.features import answers
 from selfsight.evaluate.finetune import LinearHead
@@ -167,7 +167,7 @@ def open_classified(
             split[np.random.default_rng(seed).permutation(len(images))[: round(test_share * len(images))]] = "test"
         else:
             split[whole_groups(images.groups, test_share, seed)] = "test"
-        learn_copies(images, split)
+        learn_copies(images, split, labels)
         images = replace(images, split=split)
     train = _classified(images, separator, None)
     other = train

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from selfsight.data import BoxSet, ImageSet, MaskSet, open_images
 from selfsight.data.annotations import Annotated, Problem
-from selfsight.data.labels import warn_of_overlap, whole_groups
+from selfsight.data.copies import warn_of_overlap
+from selfsight.data.labels import whole_groups
 from selfsight.errors import SelfsightError
 from selfsight.progress import say
 
