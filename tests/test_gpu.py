@@ -73,6 +73,7 @@ def test_views_of_the_gpu_are_those_of_the_cpu(view: View) -> None:
     assert float((seen - other).abs().mean()) < 0.005
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_a_view_is_drawn_without_waiting_for_the_gpu() -> None:
     batch, view = on(GPU, a_batch()), replace(FULL, equalize=0.0)  # torchvision's equalize waits
     view(batch)

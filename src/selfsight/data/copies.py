@@ -66,21 +66,17 @@ def copied(
     With `labels`, of one set of images, only copies of the same label count. What is quick to read is compared first,
     the whole only of images that agree in it.
     """
-    candidates, place = rows, np.arange(len(held))
+
+    def full(key: Key, row: int) -> Hashable:
+        return key(row), None if labels is None else int(labels[row])
+
+    left, places = rows.tolist(), dict(enumerate(held.tolist()))  # rows that may still be copies
     for one, other in zip(_keys(learned), _keys(tested), strict=True):
-
-        def full(key: Key, row: int) -> Hashable:
-            return key(row), None if labels is None else int(labels[row])
-
-        asked = {at: full(other, int(held[at])) for at in place.tolist()}
-        wanted = set(asked.values())
-        found = {row: full(one, row) for row in candidates.tolist()}
-        candidates = np.array([row for row, key in found.items() if key in wanted], np.int64)
-        there = set(found.values())
-        place = np.array([at for at, key in asked.items() if key in there], np.int64)
-    both = np.zeros(len(held), bool)
-    both[place] = True
-    return both
+        known, asked = {row: full(one, row) for row in left}, {at: full(other, row) for at, row in places.items()}
+        there, wanted = set(known.values()), set(asked.values())
+        left = [row for row, key in known.items() if key in wanted]
+        places = {at: places[at] for at, key in asked.items() if key in there}
+    return np.isin(np.arange(len(held)), list(places))
 
 
 def _keys(images: ImageSet) -> tuple[Key, Key, Key]:
@@ -99,30 +95,23 @@ def _keys(images: ImageSet) -> tuple[Key, Key, Key]:
         )
     return (
         lambda row: _size(files[row]),
-        lambda row: (_size(files[row]), _tail(files[row])),
-        lambda row: _content(files[row]),
+        lambda row: (_size(files[row]), _digest(files[row], TAIL)),
+        lambda row: _digest(files[row]),
     )
 
 
 def _size(file: str) -> int:
     try:
         return Path(file).stat().st_size
-    except OSError:  # gone meanwhile: a copy of none
-        return -1
+    except OSError:  # gone meanwhile
+        return 0
 
 
-def _tail(file: str) -> Hashable:
+def _digest(file: str, last: int | None = None) -> Hashable:
+    """Return a hash of a file's `last` bytes, or of all; its name if it can't be read: it is a copy of none."""
     try:
         with Path(file).open("rb") as f:
-            f.seek(-min(TAIL, _size(file)), os.SEEK_END)
-            return hash(f.read())
-    except OSError:
-        return file
-
-
-def _content(file: str) -> Hashable:
-    try:
-        with Path(file).open("rb") as f:
+            f.seek(0 if last is None else max(0, _size(file) - last))
             return hashlib.file_digest(f, "sha256").digest()
     except OSError:
         return file
