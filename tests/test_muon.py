@@ -72,3 +72,21 @@ def test_a_saved_optimizer_goes_on_as_if_it_had_not_stopped() -> None:
     steps(resumed, third, range(3, 6))
     assert torch.equal(straight.weight, resumed.weight)
     assert torch.equal(straight.bias, resumed.bias)
+
+
+def test_matrices_of_one_shape_step_together_as_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    layers = nn.Sequential(*(nn.Linear(6, 9) for _ in range(5)), nn.Conv2d(3, 4, 3))
+    alone, in_twos = copy.deepcopy(layers), copy.deepcopy(layers)
+    for network, limits in ((layers, {}), (alone, {"LARGE": 0}), (in_twos, {"MOST": 2 * 6 * 9})):
+        with monkeypatch.context() as patch:
+            for name, limit in limits.items():
+                patch.setattr(f"selfsight.muon.{name}", limit)
+            optimizer = Muon([{"params": list(network.parameters())}], 0.01, 0.95)
+            for seed in range(2):
+                torch.manual_seed(seed)
+                for parameter in network.parameters():
+                    parameter.grad = torch.randn_like(parameter)
+                optimizer.step()
+    for other in (alone, in_twos):
+        torch.testing.assert_close(list(other.parameters()), list(layers.parameters()))

@@ -32,8 +32,8 @@ def learn_copies(images: ImageSet, split: NDArray[np.str_], labels: NDArray[np.i
     known = labels >= 0
     rows, held = (np.flatnonzero((split == part) & known) for part in ("train", "test"))
     moved = held[copied(images, rows, images, held, labels)]
-    kept = np.isin(labels[moved], np.setdiff1d(labels[moved], labels[np.setdiff1d(held, moved)]))
-    moved = moved[~kept]
+    missing = np.setdiff1d(labels[moved], labels[np.setdiff1d(held, moved)])
+    moved = moved[~np.isin(labels[moved], missing)]
     if len(moved):
         split[moved] = "train"
         say(f"{len(moved)} of {len(held)} images drawn for the test are exact copies of others: these are learned")
