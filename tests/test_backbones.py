@@ -42,6 +42,20 @@ def test_features_and_maps_have_the_models_width(name: str, size: int) -> None:
     assert (backbone.dim == backbone.map_dim) == (name != "mobilenetv3_small_050"), "it widens the pooled map"
 
 
+@pytest.mark.parametrize(
+    ("name", "mean"),
+    [
+        ("resnet18", backbones.IMAGENET_MEAN),
+        ("wide_resnet28_2", backbones.IMAGENET_MEAN),  # without weights
+        ("vit_tiny_patch16_224", (0.5, 0.5, 0.5)),
+        ("tf_efficientnet_lite0", (0.5, 0.5, 0.5)),
+        ("vit_base_patch16_clip_224.openai", (0.48145466, 0.4578275, 0.40821073)),
+    ],
+)
+def test_known_weights_are_shown_the_colours_that_they_were_trained_with(name: str, mean: tuple[float, ...]) -> None:
+    assert backbones.colours_of(name)[0] == mean
+
+
 @pytest.mark.parametrize("name", ["test_convnext", "test_resnet", "test_vit", "mobilenetv3_small_050"])
 def test_where_only_maps_are_trained_every_trained_weight_has_a_gradient(name: str) -> None:
     """Several processes wait for the gradients of all."""

@@ -15,12 +15,13 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from selfsight import watch
+from selfsight import methods, watch
+from selfsight.backbones import create
 from selfsight.data import open_images
 from selfsight.errors import SelfsightError
 from selfsight.pretraining import pretrain
 from selfsight.run import RunFolder
-from selfsight.training import Pretrain, prepare
+from selfsight.training import Pretrain, new_backbone, prepare
 from tests import train_alone
 from tests.processes import needs_two_devices
 
@@ -184,6 +185,19 @@ def test_starts_from_weights_of_a_file(digits: Digits, tmp_path: Path) -> None:
     again = train(digits[0][:128], tmp_path / "again", pretrained=str(first.weights_file), lr=1e-12, image_size=32)
     a, b = load_file(first.weights_file), load_file(again.weights_file)
     assert all(torch.allclose(a[k], b[k], atol=1e-4) for k in a if k.endswith("conv1.weight"))
+
+
+def test_timms_weights_see_colours_as_they_were_trained(
+    photo: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("selfsight.backbones.load_pretrained", lambda spec, _source: create(spec))  # not to be had here
+    found = {}
+    for source in ("timm", None):
+        config = Pretrain(backbone="test_vit", pretrained=source, out=tmp_path / str(source))
+        images = open_images(np.stack([photo[:32, :32]] * 8), image_size=32)
+        found[source] = new_backbone(methods.get("simclr"), config, images, 32).spec.mean
+    assert found["timm"] == (0.5, 0.5, 0.5), "of this network, not ImageNet's"
+    assert found[None] == pytest.approx((photo[:32, :32] / 255).mean((0, 1)), abs=1e-3), "of the data"
 
 
 def test_starts_from_another_run(digits: Digits, tmp_path: Path) -> None:

@@ -117,6 +117,16 @@ def plan(
     return BackboneSpec(name, image_size, channels, mean, std, small, patch_size, mean_tokens=mean_tokens)
 
 
+def colours_of(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and deviation of each of three channels in [0, 1] that timm's weights of this name were trained with.
+
+    Not all have ImageNet's: many ViTs and what came from TensorFlow have 0.5, CLIP its own. A name without weights has
+    ImageNet's.
+    """
+    known = timm.get_pretrained_cfg(name)
+    return (tuple(known.mean), tuple(known.std)) if known else (IMAGENET_MEAN, IMAGENET_STD)
+
+
 def is_vit(name: str) -> bool:
     """Whether timm's model of this name is a plain ViT."""
     found: bool = is_model_in_modules(name, VITS)

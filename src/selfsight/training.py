@@ -195,7 +195,7 @@ def new_backbone(cls: type[Method], config: Pretrain, images: ImageSet, size: in
     elif name == "auto":
         name = "resnet10t" if not torch.cuda.is_available() else "resnet18" if size <= backbones.SMALL else "resnet50"
     imagenet = config.pretrained == "timm" and images.channels == 3
-    mean, std = (backbones.IMAGENET_MEAN, backbones.IMAGENET_STD) if imagenet else colours(images)
+    mean, std = backbones.colours_of(name) if imagenet else colours(images)
     loaded, by_mean = config.pretrained is not None, cls.mean_tokens and backbones.is_vit(name)
     spec = backbones.plan(
         name, size, images.channels, mean, std, pretrained=loaded, patch_size=config.patch_size, mean_tokens=by_mean

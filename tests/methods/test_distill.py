@@ -58,6 +58,7 @@ def test_timms_teacher_gets_a_size_that_its_patches_fit_in(monkeypatch: pytest.M
     monkeypatch.setattr(timm, "create_model", without_weights)
     teacher = known("test_vit", a_student(40))
     assert (teacher.spec.image_size, teacher.spec.patch_size) == (48, 16)
+    assert teacher.spec.mean == (0.5, 0.5, 0.5), "this one's, not ImageNet's"
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def known(teacher: str | None, student: Backbone) -> Backbone:
         raise SelfsightError(f"--teacher {teacher}: is a file; make a run of it: selfsight convert {teacher}")
     spec = student.spec
     if not Path(teacher).is_dir():
-        mean, std = (backbones.IMAGENET_MEAN, backbones.IMAGENET_STD) if spec.channels == 3 else (spec.mean, spec.std)
+        mean, std = backbones.colours_of(teacher) if spec.channels == 3 else (spec.mean, spec.std)
         patch = backbones.own_patch(teacher) if backbones.is_vit(teacher) else 1
         planned = backbones.plan(
             teacher, in_whole(patch, spec.image_size), spec.channels, mean, std, pretrained=True, flag="--teacher"

@@ -14,9 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from selfsight.backbones import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     Backbone,
+    colours_of,
     create,
     load_pretrained,
     plan,
@@ -389,7 +388,7 @@ def _starts(backbone: Backbone, job: Job, config: TrainConfig, method: str) -> d
     starts: dict[str, Backbone | None] = {method: backbone}
     if config.imagenet is not None:
         spec = backbone.spec
-        mean, std = (IMAGENET_MEAN, IMAGENET_STD) if spec.channels == 3 else (spec.mean, spec.std)
+        mean, std = colours_of(spec.name) if spec.channels == 3 else (spec.mean, spec.std)
         known = plan(spec.name, job.image_size, spec.channels, mean, std, pretrained=True)
         starts["imagenet"] = load_pretrained(known, config.imagenet, flag="--imagenet")
     if config.curve and config.baselines:
