@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from selfsight import backbones
 from selfsight.methods.simclr import nt_xent
-from selfsight.nn import CpuSyncBatchNorm, Teacher, gather, mlp, spread, synchronize_batchnorm
+from selfsight.nn import CpuSyncBatchNorm, Teacher, gather, mlp, nearest, spread, synchronize_batchnorm
 from tests.processes import together
 
 CPU = torch.device("cpu")
@@ -73,6 +73,15 @@ def test_cpu_sync_batchnorm_keeps_names_and_evaluates_alike(shape: tuple[int, ..
     assert list(synced.state_dict()) == list(norm.state_dict())
     x = torch.rand(shape)
     assert torch.allclose(synced.eval()(x), norm.eval()(x))
+
+
+def test_the_nearest_is_found_within_autocast_too() -> None:
+    """In bfloat16 all of these cosines are 1, and the first would be taken."""
+    angles = torch.tensor([0.03, 0.02, 0.01, 0.04])
+    rows = torch.stack([angles.cos(), angles.sin()], 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = nearest(torch.tensor([[1.0, 0.0]]), rows)
+    assert torch.equal(found, rows[2:3])
 
 
 def test_teacher_is_an_exponential_average() -> None:

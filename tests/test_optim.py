@@ -17,6 +17,8 @@ def test_rate_warms_up_then_follows_a_cosine_and_grows_with_the_batch() -> None:
     assert rate(optim, 0.6, 256) == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi / 2)) / 2)
     assert rate(optim, 1.0, 256) == pytest.approx(0.1)
     assert rate(optim, 0.2, 512) == pytest.approx(2.0)
+    muon = Optim("muon", lr=1.0, warmup=0.2)
+    assert [rate(muon, 0.2, size) for size in (64, 256, 4096)] == pytest.approx([0.25, 1, 4])
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon", "sgd", "lars"])

@@ -14,14 +14,18 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
+from torch import Tensor
 
 from selfsight import methods, watch
 from selfsight.backbones import create
 from selfsight.data import open_images
+from selfsight.data.images import Batch
 from selfsight.errors import SelfsightError
+from selfsight.methods.simclr import SimCLR
+from selfsight.optim import Optim
 from selfsight.pretraining import pretrain
 from selfsight.run import RunFolder
-from selfsight.training import Pretrain, new_backbone, prepare
+from selfsight.training import Pretrain, new_backbone, prepare, recipe
 from tests import train_alone
 from tests.processes import needs_two_devices
 
@@ -175,9 +179,41 @@ def test_minutes_are_kept(digits: Digits, tmp_path: Path) -> None:
     assert time.monotonic() - start < 20
 
 
+def test_compiling_takes_nothing_from_a_budget_of_minutes(
+    digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda _: None)
+    monkeypatch.setattr(torch, "compile", lambda forward: forward)
+    forward, seen = SimCLR.forward, list[float]()
+
+    def slow_at_first(self: SimCLR, batch: Batch, progress: float) -> dict[str, Tensor]:
+        time.sleep(0 if seen else 3)
+        seen.append(progress)
+        return forward(self, batch, progress)
+
+    monkeypatch.setattr(SimCLR, "forward", slow_at_first)
+    train(digits[0][:320], tmp_path / "run", epochs=None, minutes=0.05, compile=True)
+    assert max(seen[:2]) < 0.01, "the warm-up is still to come"
+    assert len(seen) > 3
+
+
 def test_a_loss_that_is_not_finite_stops_with_a_remedy(digits: Digits, tmp_path: Path) -> None:
     with pytest.raises(SelfsightError, match="lower --lr"):
         train(digits[0][:256], tmp_path / "run", epochs=20, optimizer="sgd", lr=1e12, warmup=0.0)
+
+
+@pytest.mark.parametrize(
+    ("asked", "decay"),
+    [
+        ({}, (0.01, 0.1)),
+        ({"weight_decay": 0.3}, (0.3, None)),
+        ({"weight_decay": 0.04, "final_weight_decay": 0.4}, (0.04, 0.4)),
+        ({"final_weight_decay": 0.2}, (0.01, 0.2)),
+    ],
+)
+def test_weight_decay_rises_as_asked(asked: dict[str, float], decay: tuple[float, float | None]) -> None:
+    found = recipe(Optim("muon", weight_decay=0.01, final_weight_decay=0.1), Pretrain(**asked))  # type: ignore[arg-type]
+    assert (found.weight_decay, found.final_weight_decay) == decay
 
 
 def test_starts_from_weights_of_a_file(digits: Digits, tmp_path: Path) -> None:

@@ -203,9 +203,14 @@ class Backbone(nn.Module):
         self.register_buffer("std", torch.tensor(spec.std).view(shape), persistent=False)
 
     def compile_model(self) -> None:
-        """Compile the model with torch.compile: of a ViT each block, as what hides patches calls these alone."""
+        """Compile the model with torch.compile: of a ViT each block, as what hides patches calls these alone.
+
+        Of others what gives the maps too, which colorization and inpainting call by itself.
+        """
         for part in self.model.blocks if is_vit(self.spec.name) else [self.model]:
             part.compile()
+        if not is_vit(self.spec.name):
+            self.model.forward_features = torch.compile(self.model.forward_features)
 
     def patches(self, side: int | None = None) -> float:
         """Return the number of patches of an image of this side, by default its own, where the backbone is a ViT."""
@@ -320,8 +325,9 @@ def use_small_stem(model: Any, pool: nn.Module, stride: int, padding: int) -> No
 def create(spec: BackboneSpec) -> Backbone:
     """Return the backbone with fresh random weights, from torch's global generator.
 
-    A ViT begins as MAE's and MoCo v3's do: its matrices by Xavier's rule, its places as sines and cosines. timm's own
-    beginning, a deviation of 0.02 whatever the width, hides from the small ones where a patch is.
+    A ViT begins as MAE's and MoCo v3's do, but for the patches' projection: its matrices by Xavier's rule, its places
+    as sines and cosines. timm's own beginning, a deviation of 0.02 whatever the width, hides from the small ones where
+    a patch is.
     """
     backbone = Backbone(spec)
     vit = backbone.model

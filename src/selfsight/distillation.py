@@ -4,6 +4,7 @@ The head, the teacher's answers made targets, the loss, and what keeps embedding
 """
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -76,11 +77,24 @@ def sinkhorn(logits: Tensor, rounds: int = 3) -> Tensor:
     The assignment is near to the softmax of the `logits` (N, K), and each prototype gets near to as much as any other:
     rows and columns are scaled in turn (Cuturi 2013, "Sinkhorn Distances"; Caron et al. 2020, SwAV, section 3.1).
     """
-    rank, world = process()
-    logs = gather(logits)
+    logs = logits
     for _ in range(rounds):
-        logs = logs.log_softmax(0).log_softmax(1)
-    return logs.chunk(world)[rank].exp()
+        logs = (logs - log_totals(logs)).log_softmax(1)
+    return logs.exp()
+
+
+def log_totals(logs: Tensor) -> Tensor:
+    """Return the logarithm of the sum over the rows (N, K) of all processes of exp(logs): (K,), without gradients.
+
+    No process has to hold the others' rows: with 65,536 prototypes these are gigabytes.
+    """
+    if process()[1] == 1:
+        return logs.logsumexp(0)
+    highest = logs.amax(0)
+    dist.all_reduce(highest, dist.ReduceOp.MAX)
+    shares = (logs - highest).exp().sum(0)
+    dist.all_reduce(shares)
+    return highest + shares.log()
 
 
 def dino_loss(student: Tensor, target: Tensor, temperature: float) -> Tensor:

@@ -22,7 +22,8 @@ class Optim:
     """adamw; muon, which makes each step of a weight matrix orthogonal: a tenth to a sixth more work a step, far
     fewer steps; sgd with momentum; or lars, sgd with a rate per layer for large batches."""
     lr: float = 1e-3
-    """Peak learning rate for a batch of 256 images; it grows in proportion to the batch."""
+    """Peak learning rate for a batch of 256 images; it grows in proportion to the batch, muon's above 256 with its
+    square root."""
     weight_decay: float = 0.05
     """Decay of weights, not of biases and norms."""
     final_weight_decay: float | None = None
@@ -73,9 +74,12 @@ def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) ->
 def rate(optim: Optim, progress: float, batch_size: int, steady: bool = False) -> float:
     """Return the learning rate at this progress, for this global batch size: linear warm-up, then cosine.
 
-    With `steady` the rate of those parts that then stay at the peak.
+    With `steady` the rate of those parts that then stay at the peak. A muon step has entries of 0.2 · rate whatever the
+    gradient: in proportion they would be as large as a ViT's weights from some 4,096 images on. The square root is the
+    rule for such steps (Malladi et al. 2022, "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms").
     """
-    peak = optim.lr * batch_size / 256
+    times = batch_size / 256
+    peak = optim.lr * (times**0.5 if optim.name == "muon" and times > 1 else times)
     if progress < optim.warmup:
         return peak * progress / optim.warmup
     if steady:

@@ -69,12 +69,15 @@ class Pretrain:
     """Steps whose gradients add up before the weights move. The learning rate is that of so many times the batch, but
     what compares the images of a batch, as SimCLR and BatchNorm do, sees those of one step."""
     lr: float | None = None
-    """Peak learning rate of a batch of 256 images, of another batch in proportion: of 64 a quarter. By default the
-    method's own, which config.json tells under optim."""
+    """Peak learning rate of a batch of 256 images, of another batch in proportion: of 64 a quarter; muon's grows with
+    the square root above 256. By default the method's own, which config.json tells under optim."""
     weight_decay: float | None = None
-    """Weight decay, the same all through; by default the method's own, which may rise."""
+    """Weight decay; by default the method's own, which may rise."""
+    final_weight_decay: float | None = None
+    """Weight decay at the end, to which it goes by half a cosine; by default it stays at --weight-decay where that is
+    given."""
     optimizer: optim.OptimName | None = None
-    """By default the method's own; another one wants another --lr."""
+    """By default the method's own; another one wants another --lr, and mostly another --weight-decay."""
     warmup: float | None = None
     """Share of the training over which the rate rises; by default the method's own."""
     clip: float | None = None
@@ -174,12 +177,15 @@ def recipe(own: optim.Optim, config: Pretrain) -> optim.Optim:
     """Return the method's optimizer with what the user set instead."""
     if config.optimizer not in (None, own.name):
         own = replace(own, momentum=optim.Optim("adamw", lr=own.lr).momentum)  # the usual one, not the other's
+    final = config.final_weight_decay
+    if final is None and config.weight_decay is None:
+        final = own.final_weight_decay
     return replace(
         own,
         name=config.optimizer or own.name,
         lr=config.lr or own.lr,
         weight_decay=own.weight_decay if config.weight_decay is None else config.weight_decay,
-        final_weight_decay=own.final_weight_decay if config.weight_decay is None else None,
+        final_weight_decay=final,
         warmup=own.warmup if config.warmup is None else config.warmup,
         clip=own.clip if config.clip is None else config.clip,
     )
@@ -322,7 +328,7 @@ class Trainee(L.LightningModule):
 
     def on_train_start(self) -> None:
         """Start the clock."""
-        self.started = time.monotonic() - self.seconds
+        self.started, self.begun_at = time.monotonic() - self.seconds, self.steps
         self.watchers.start(self)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> int | None:
@@ -351,6 +357,8 @@ class Trainee(L.LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Move on: teacher, clock, watchers; stop when the budget is spent."""
         self.steps += 1
+        if self.config.compile and self.steps == self.begun_at + 1:
+            self.started = time.monotonic() - self.seconds  # compiling is no training: it would leave no warm-up
         self.seconds = time.monotonic() - self.started
         if self.steps % self.config.accumulate == 0:
             self.method.after_step(self.progress)

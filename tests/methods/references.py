@@ -204,19 +204,23 @@ def vibcreg(m: Any, batch: Batch) -> Tensor:
     total = torch.zeros((), dtype=a.dtype)
     white = []
     for z in (a, b):
-        z = z - z.mean(0)
-        covariance = z.T @ z / len(z) + 1e-5 * torch.eye(z.shape[1])
-        trace = torch.diagonal(covariance).sum()
-        root = torch.eye(z.shape[1], dtype=z.dtype)
-        for _ in range(5):
-            root = 1.5 * root - 0.5 * root @ root @ root @ (covariance / trace)
-        white.append(z @ (root / trace.sqrt()))
+        white.append(torch.cat([newton_whitened(z[:, k : k + 32]) for k in range(0, z.shape[1], 32)], 1))
     d = a.shape[1]
     for z in white:
         pairs = [(i, j) for i in range(d) for j in range(d) if i != j]
         centred = z - z.mean(0)
         total = total + 200 * mean([cosine(centred[:, i], centred[:, j]).square() for i, j in pairs])
     return total + 25 * (white[0] - white[1]).square().mean() + 25 * (hinge(white[0]) + hinge(white[1])) / 2
+
+
+def newton_whitened(z: Tensor) -> Tensor:
+    z = z - z.mean(0)
+    covariance = z.T @ z / len(z) + 1e-5 * torch.eye(z.shape[1])
+    trace = torch.diagonal(covariance).sum()
+    root = torch.eye(z.shape[1], dtype=z.dtype)
+    for _ in range(5):
+        root = 1.5 * root - 0.5 * root @ root @ root @ (covariance / trace)
+    return z @ (root / trace.sqrt())
 
 
 def wmse(m: Any, batch: Batch) -> Tensor:

@@ -1,9 +1,10 @@
 """DeepCluster's k-means equals a plain one, its memory is filled by rows, and clusters are found after each pass."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 
-from selfsight.methods.deepcluster_v2 import DeepClusterV2, means
+from selfsight.methods.deepcluster_v2 import DeepClusterV2, closest, means
 from tests.methods.test_methods import a_batch, a_method
 
 
@@ -16,6 +17,13 @@ def test_means_equal_a_plain_loop_and_an_empty_cluster_stays() -> None:
         mean = vectors[cluster == k].sum(0)
         assert torch.allclose(found[k], mean / mean.norm(), atol=1e-6)
     assert torch.allclose(found[4], before[4], atol=1e-6)
+
+
+def test_the_closest_centres_are_found_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    vectors, centres = F.normalize(torch.randn(30, 4), dim=1), F.normalize(torch.randn(5, 4), dim=1)
+    monkeypatch.setattr("selfsight.methods.deepcluster_v2.PIECE", 7)
+    assert torch.equal(closest(vectors, centres), torch.cdist(vectors, centres).argmin(1))
 
 
 def test_after_a_pass_each_image_has_the_cluster_nearest_to_its_embedding() -> None:

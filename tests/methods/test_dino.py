@@ -18,6 +18,8 @@ from selfsight.distillation import dino_loss
 from selfsight.errors import SelfsightError
 from selfsight.methods import Facts
 from selfsight.methods.dino import DINO
+from selfsight.methods.dinov2 import DINOv2
+from selfsight.methods.ibot import IBOT
 from tests.processes import together
 
 PROTOTYPES = 12
@@ -268,7 +270,9 @@ def test_defaults_shrink_with_the_data() -> None:
     assert [c.teacher_temperature for c in configs] == pytest.approx([0.02, 0.02, 0.045, 0.07, 0.07], abs=1e-4)
     assert [c.momentum for c in configs] == pytest.approx([0.99, 0.99, 0.993, 0.996, 0.996], abs=1e-4)
     assert [c.koleo for c in configs] == pytest.approx([0.1, 0.1, 0.05, 0, 0], abs=1e-3)
-    assert [c.centring for c in configs] == ["sinkhorn"] * 2 + ["mean"] * 3
+    assert [c.centring for c in configs] == ["sinkhorn"] * 3 + ["mean"] * 2, "with KoLeo never the mean"
+    others = [cls.Config().fit_to(Facts(1_280_000, 224, 3)).prototypes for cls in (IBOT, DINOv2)]
+    assert others == [8192, 65536], "as in their papers"
     asked = DINO.Config(prototypes=10, momentum=0.0, local_views=0).fit_to(Facts(3000, 224, 3))
     assert (asked.prototypes, asked.momentum, asked.local_views) == (10, 0.0, 0)
 

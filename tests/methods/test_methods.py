@@ -6,6 +6,7 @@ import functools
 import math
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -317,17 +318,24 @@ def test_an_error_in_ones_own_file_shows_where(
         methods.get("unfinished:Method")
 
 
-@pytest.mark.parametrize(("name", "parts"), [("mae", 6), ("byol", 2)])
+@pytest.mark.parametrize(("name", "parts"), [("mae", 6), ("byol", 2), ("inpainting", 1)])
 def test_all_that_runs_of_a_backbone_is_compiled(
     digits_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, parts: int
 ) -> None:
-    """A ViT's blocks, as what hides patches calls these alone; a student and its teacher."""
+    """A ViT's blocks, as what hides patches calls these alone; a student and its teacher; what gives maps."""
     compiled: list[torch.nn.Module] = []
+    called = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self))
+
+    def compiled_maps(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        return lambda x: called.append(len(x)) or forward(x)  # type: ignore[func-returns-value]
+
+    monkeypatch.setattr(torch, "compile", compiled_maps)
     backbone = "test_vit" if name == "mae" else "test_resnet"
     config = Pretrain(out=tmp_path / "run", epochs=1, batch_size=64, backbone=backbone, fraction=0.1, compile=True)
     api.pretrain(digits_file, name, config=config)
     assert len(compiled) == parts
+    assert bool(called) == (name != "mae")
 
 
 def test_an_unknown_method_is_named_with_those_that_exist() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from selfsight.backbones import Backbone
 from selfsight.data.images import Batch
 from selfsight.methods.nnclr import NNCLR
-from selfsight.nn import Teacher, exact, find, gather, mlp, unit
+from selfsight.nn import Teacher, cosines, exact, find, gather, mlp, unit
 
 
 class All4One(NNCLR):
@@ -52,7 +52,7 @@ class All4One(NNCLR):
         config, x = self.all4one, self.draw(batch)  # (2B, C, S, S)
         z = self.head(self.backbone(x))  # (2B, D)
         keys = unit(self.teacher(x))
-        places = (keys @ self.queue.rows.T).topk(config.neighbours, dim=1).indices
+        places = cosines(keys, self.queue.rows).topk(config.neighbours, dim=1).indices
         near = self.queue.rows[places]  # (2B, M, D), the nearest first
         predicted = unit(self.predictor(z)).chunk(2)
         nearest = near[:, 0].chunk(2)
@@ -83,8 +83,8 @@ def redundancy(key1: Tensor, z2: Tensor, key2: Tensor, z1: Tensor) -> Tensor:
     """
     same, different = [], []
     for key, z in ((key1, z2), (key2, z1)):
-        cosines = F.normalize(key, dim=0).T @ F.normalize(z, dim=0)  # (D, D)
-        d = len(cosines)
-        same.append((cosines.diagonal() - 1).square().mean())
-        different.append((cosines.square().sum() - cosines.diagonal().square().sum()) / (d * (d - 1)))
+        alike = F.normalize(key, dim=0).T @ F.normalize(z, dim=0)  # (D, D)
+        d = len(alike)
+        same.append((alike.diagonal() - 1).square().mean())
+        different.append((alike.square().sum() - alike.diagonal().square().sum()) / (d * (d - 1)))
     return (torch.stack(same).mean().sqrt() + torch.stack(different).mean().sqrt()) / 2

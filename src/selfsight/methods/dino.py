@@ -6,7 +6,7 @@ ICCV 2021.
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -35,8 +35,11 @@ class DINO(MultiCrop):
     class Config(MultiCrop.Config):
         """DINO's hyperparameters; six of them change with the logarithm of the number of images."""
 
+        doublings: ClassVar[int] = 6
+        """How often the default of `prototypes` doubles from 100,000 images to ImageNet's."""
         prototypes: int | None = None
-        """Directions that views are assigned to; by default 1,024 up to 100,000 images, 65,536 for ImageNet."""
+        """Directions that views are assigned to; by default 1,024 up to 100,000 images; for ImageNet 65,536, with iBOT
+        8,192."""
         hidden: int | None = None
         """Width of the head's two hidden layers; by default 512 up to 100,000 images, 2,048 for ImageNet."""
         bottleneck: int = 256
@@ -54,7 +57,8 @@ class DINO(MultiCrop):
         trainings of under 2,000 steps. By default 0.99 up to 100,000 images, 0.996 for ImageNet."""
         centring: Literal["mean", "sinkhorn"] | None = None
         """What keeps the teacher from one answer for all: its mean answer is taken away, or a batch's answers spread
-        over all prototypes (SwAV, DINOv2); by default sinkhorn up to 100,000 images."""
+        over all prototypes (SwAV, DINOv2); by default sinkhorn, and mean from ImageNet's 1.28 million images on, where
+        KoLeo is 0: both together are worse than either."""
         centre_momentum: float = 0.9
         """Of the mean of the teacher's answers that is taken from them; less in trainings of under 200 steps."""
         freeze: float = 0.02
@@ -69,11 +73,11 @@ class DINO(MultiCrop):
             grown = facts.grown
             return replace(
                 super().fit_to(facts),
-                prototypes=self.prototypes or 2 ** round(10 + 6 * grown),
+                prototypes=self.prototypes or 2 ** round(10 + self.doublings * grown),
                 hidden=self.hidden or 2 ** round(9 + 2 * grown),
                 teacher_temperature=self.teacher_temperature or 0.02 + 0.05 * grown,
                 momentum=0.99 + 0.006 * grown if self.momentum is None else self.momentum,
-                centring=self.centring or ("sinkhorn" if facts.images <= 100_000 else "mean"),
+                centring=self.centring or ("sinkhorn" if grown < 1 else "mean"),
                 koleo=0.1 * (1 - grown) if self.koleo is None else self.koleo,
                 strength=2 - grown if self.strength is None else self.strength,
             )

@@ -4,7 +4,7 @@ Oquab et al.: DINOv2: Learning Robust Visual Features without Supervision, TMLR 
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from selfsight.methods.ibot import IBOT
 
@@ -18,6 +18,7 @@ class DINOv2(IBOT):
     class Config(IBOT.Config):
         """iBOT's hyperparameters with DINOv2's values."""
 
+        doublings: ClassVar[int] = 6
         shared: bool = False
         """Whether patches and whole views are answered by the same head; for large models separate ones are better."""
         centring: Literal["mean", "sinkhorn"] | None = "sinkhorn"

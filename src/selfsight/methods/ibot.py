@@ -6,7 +6,7 @@ Zhou, Wei, Wang, Shen, Xie, Yuille, Kong: iBOT: Image BERT Pre-Training with Onl
 import copy
 import math
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,7 @@ class IBOT(DINO):
     class Config(DINO.Config):
         """DINO's hyperparameters, and those of the hidden patches."""
 
+        doublings: ClassVar[int] = 3
         local_views: int | None = None
         """Small crops an image; by default 6, and none up to 64 pixels: more images in the time are worth more."""
         masked: float = 0.5

@@ -16,7 +16,7 @@ from selfsight.backbones import Backbone
 from selfsight.data.images import Batch
 from selfsight.methods.method import Facts
 from selfsight.methods.two_views import Taught
-from selfsight.nn import Queue, mlp, unit
+from selfsight.nn import Queue, cosines, mlp, unit
 from selfsight.optim import Optim
 
 
@@ -68,5 +68,5 @@ def info_nce(query: Tensor, key: Tensor, negatives: Tensor, temperature: float) 
     Unit vectors: `query` and `key` (N, D), `negatives` (Q, D), which are the same for all queries.
     """
     positive = (query * key).sum(1, keepdim=True)  # (N, 1)
-    logits = torch.cat([positive, query @ negatives.T], 1) / temperature  # (N, 1 + Q)
+    logits = torch.cat([positive, cosines(query, negatives)], 1) / temperature  # (N, 1 + Q)
     return F.cross_entropy(logits, torch.zeros(len(query), dtype=torch.long, device=query.device))

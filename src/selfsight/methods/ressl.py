@@ -30,6 +30,8 @@ class ReSSL(Taught):
         """ReSSL's hyperparameters."""
 
         imagenet: ClassVar[float] = 0.999
+        blur: float | None = None
+        """Twice the probability that the student's view is blurred. By default 1, and 0 for images below 64 pixels."""
         student_temperature: float = 0.1
         """Divides the student's similarities."""
         teacher_temperature: float = 0.04
@@ -49,6 +51,8 @@ class ReSSL(Taught):
         super().__init__(backbone, config, mlp(backbone.dim, config.hidden, config.projection))
         self.config = config
         self.queue = Queue(config.queue or 4096, config.projection)
+        strong, other = self.views
+        self.views = replace(strong, blur=0.5 * strong.blur), other  # the only one that the student sees
         self.gentle = View(self.views[0].size, (0.2, 1.0), hflip=config.hflip, vflip=config.vflip)  # no colours
 
     def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from selfsight.backbones import Backbone
 from selfsight.data.augment import View, whole
 from selfsight.data.images import Batch
 from selfsight.methods.method import Facts, Method
-from selfsight.nn import gather, mlp, process, unit
+from selfsight.nn import cosines, gather, mlp, process, unit
 from selfsight.optim import Optim
 from selfsight.pictures import matrix
 
@@ -93,15 +93,15 @@ class SimCLR(Method):
         pictures = {"Top to bottom: the image, and two random views that must find each other": rows}
         views = rows[1:].flatten(0, 1)  # (2B, C, S, S)
         z = unit(self.head(self.backbone(views)))
-        cosines, itself = z @ z.T, torch.eye(len(z), dtype=torch.bool, device=z.device)
+        alike, itself = cosines(z, z), torch.eye(len(z), dtype=torch.bool, device=z.device)
         partner = itself.roll(len(z) // 2, 1)
         if len(z) > 2:
-            positive, negative = cosines[partner].mean(), cosines[~(partner | itself)].mean()
+            positive, negative = alike[partner].mean(), alike[~(partner | itself)].mean()
             caption = (
                 f"How alike the network finds these views: framed the pairs of one image (positives, on average "
                 f"{positive:.2f}), all others are negatives ({negative:.2f}); cosine, dark 0 or less, bright 1"
             )
-            pictures[caption] = matrix(cosines, views, partner)
+            pictures[caption] = matrix(alike, views, partner)
         return pictures
 
 
@@ -113,7 +113,7 @@ def nt_xent(z: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """
     itself = process()[0] * len(z) + torch.arange(len(z), device=z.device)  # (2B,) its place among all views
     partner = itself.roll(len(z) // 2)
-    logits = z @ gather(z).T / temperature  # (2B, world · 2B)
+    logits = cosines(z, gather(z)) / temperature  # (2B, world · 2B)
     logits = logits.scatter(1, itself[:, None], -math.inf)
     accuracy = (logits.detach().argmax(1) == partner).float().mean()
     return F.cross_entropy(logits, partner), accuracy

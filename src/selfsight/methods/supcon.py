@@ -13,7 +13,7 @@ from selfsight.backbones import Backbone
 from selfsight.data.images import Batch
 from selfsight.errors import SelfsightError
 from selfsight.methods.two_views import TwoViews
-from selfsight.nn import gather, mlp, process, unit
+from selfsight.nn import cosines, gather, mlp, process, unit
 from selfsight.optim import Optim
 
 
@@ -61,7 +61,7 @@ def supcon_loss(z: Tensor, classes: Tensor, temperature: float) -> Tensor:
     `z` (N, D): this process's unit vectors, `classes` (N,) int64; the others are those of all processes.
     """
     itself = process()[0] * len(z) + torch.arange(len(z), device=z.device)
-    logits = z @ gather(z).T / temperature  # (N, world · N)
+    logits = cosines(z, gather(z)) / temperature  # (N, world · N)
     alone = torch.zeros_like(logits, dtype=torch.bool).scatter(1, itself[:, None], True)
     logs = logits.masked_fill(alone, -math.inf).log_softmax(1)
     positive = (classes[:, None] == gather(classes)) & ~alone

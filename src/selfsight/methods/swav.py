@@ -45,8 +45,9 @@ class SwAV(MultiCrop):
         """Divides those that are assigned: the lower, the fewer prototypes share a view."""
         rounds: int = 3
         """Of Sinkhorn's, which spread a batch over the prototypes."""
-        queue: int = 2048
-        """Earlier large views that are assigned together with the batch's; 0 for none."""
+        queue: int | None = None
+        """Earlier large views that are assigned together with the batch's, 0 for none; by default 2,048 and, to be more
+        than the prototypes, 3,840 from 100,000 images on."""
         queue_from: float = 0.15
         """Share of the training after which the queue is used: before, its vectors are of another network."""
         freeze: float = 0.02
@@ -54,8 +55,11 @@ class SwAV(MultiCrop):
 
         def fit_to(self, facts: Facts) -> Self:
             """Fill in what depends on the number and the size of the images."""
+            many = facts.images >= 100_000
             return replace(
-                super().fit_to(facts), prototypes=self.prototypes or (3000 if facts.images >= 100_000 else 512)
+                super().fit_to(facts),
+                prototypes=self.prototypes or (3000 if many else 512),
+                queue=(3840 if many else 2048) if self.queue is None else self.queue,
             )
 
     def __init__(self, backbone: Backbone, config: Config) -> None:
@@ -64,7 +68,8 @@ class SwAV(MultiCrop):
         self.head = mlp(backbone.dim, config.hidden, config.projection)
         count = config.prototypes or 512
         self.prototypes = nn.Parameter(F.normalize(torch.randn(count, config.projection), dim=1))
-        self.queue = Queue(config.queue, config.projection) if config.queue else None
+        earlier = 2048 if config.queue is None else config.queue
+        self.queue = Queue(earlier, config.projection) if earlier else None
 
     def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """Return the loss over all pairs of a large view and another (equations 1 and 2)."""
