@@ -18,8 +18,8 @@ from selfsight.methods import Facts
 from selfsight.methods.distill import Distill
 from selfsight.pretraining import name_of, require_same
 from selfsight.progress import say
-from selfsight.report import Comparison, Entry, folder_of, write_comparison
-from selfsight.run import RunFolder
+from selfsight.report import Comparison, Entry, write_comparison
+from selfsight.run import RunFolder, folder_of
 from selfsight.training import DEFAULT_MINUTES, Pretrain, new_backbone, prepare, recipe
 
 METHODS = ("rotation", "jigsaw", "colorization", "inpainting", "simclr", "dino")

@@ -78,6 +78,11 @@ def unfilled(path: Path, columns: Sequence[str]) -> bool:
     return not lines or (lines[0] == list(columns) and not any(line[-1] for line in lines[1:] if line))
 
 
+def folder_of(method: str) -> str:
+    """Return the name of a folder for a method: Windows takes none with the colon of one's own."""
+    return method.replace(":", ".")
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The paths of a run, and how its files are read and written."""
@@ -206,7 +211,7 @@ class RunFolder:
             rows = [] if new else self.metrics()
             columns += missing
             replace_file(self.metrics_file, lambda p: _write_csv(p, columns, rows))
-        with self.metrics_file.open("a", newline="") as f:
+        with self.metrics_file.open("a", newline="", encoding="utf-8") as f:
             csv.DictWriter(f, columns).writerow({k: f"{v:.6g}" for k, v in row.items()})
 
     def metrics(self) -> list[dict[str, str]]:
@@ -229,12 +234,12 @@ def _save_weights(path: Path, module: nn.Module) -> None:
 
 
 def _header(path: Path) -> list[str]:
-    with path.open(newline="") as f:
+    with path.open(newline="", encoding="utf-8") as f:
         return next(csv.reader(f))
 
 
 def _write_csv(path: Path, columns: list[str], rows: list[dict[str, str]]) -> None:
-    with path.open("w", newline="") as f:
+    with path.open("w", newline="", encoding="utf-8") as f:
         writer = csv.DictWriter(f, columns)
         writer.writeheader()
         writer.writerows(rows)

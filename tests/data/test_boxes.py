@@ -181,6 +181,20 @@ def test_yolo_polygons_give_their_bounding_box_and_classes_without_names_are_num
     assert listed(open_boxes(tmp_path)) == [("labels/a.txt", 1, "unknown class 1234567890")]
 
 
+def test_yolo_poses_give_their_boxes(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", ("a.png",))
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "a.txt").write_text("0 .5 .5 .5 .5 .1 .1 .9 .9\n")  # two points, each of two numbers
+    text = "train: images\nnames: [ant]\n"
+    found = []
+    for kind in ("", "kpt_shape: [2, 2]\n"):
+        (tmp_path / "pose.yaml").write_text(text + kind)
+        found.append(open_boxes(tmp_path / "pose.yaml", strict=True).boxes[0].tolist())
+    assert found == [[[4, 3, 36, 27]], [[10, 7.5, 30, 22.5]]], "without a word they are a polygon's"
+    (tmp_path / "pose.yaml").rename(tmp_path / "data.yaml")
+    assert open_boxes(tmp_path, strict=True).boxes[0].tolist() == found[1]
+
+
 PARTS = {"train": ("a.png",), "valid": ("b.jpg",), "test": ("c.png",)}
 
 

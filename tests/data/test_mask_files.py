@@ -1,6 +1,8 @@
 """Masks from index PNGs and from COCO give the class of every pixel, and what is wrong with one is listed."""
 
 import json
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,17 @@ def write_mask(file: Path, numbers: NDArray[Any], mode: str | None = None) -> No
     image.save(file)
 
 
+def png_of_few_bits(numbers: NDArray[np.uint8], bits: int) -> bytes:
+    """A grey PNG of 2 or 4 bits a pixel, as the format's specification has it."""
+    height, width = numbers.shape
+    each = np.unpackbits(numbers[..., None], axis=2)[:, :, 8 - bits :].reshape(height, -1)
+    lines = np.packbits(each, axis=1)
+    data = zlib.compress(b"".join(b"\0" + line.tobytes() for line in lines))
+    parts = [(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)), (b"IDAT", data), (b"IEND", b"")]
+    chunks = [struct.pack(">I", len(d)) + kind + d + struct.pack(">I", zlib.crc32(kind + d)) for kind, d in parts]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
 def check_listed(masks: MaskSet, expected: list[tuple[str, str]]) -> None:
     """The problems are exactly these; of the reason a part is given."""
     found = [(problem.file, problem.reason) for problem in masks.problems]
@@ -54,18 +67,21 @@ def test_index_masks_keep_their_numbers_whatever_the_kind_of_png(tmp_path: Path)
     for name, (mask, mode) in kinds.items():
         write_image(tmp_path / "images" / f"{name}.jpg", 20, 30)
         write_mask(tmp_path / "masks" / f"{name}.png", mask, mode)
+    for bits in (2, 4):  # Pillow writes none
+        write_image(tmp_path / "images" / f"{bits}.jpg", 20, 30)
+        (tmp_path / "masks" / f"{bits}.png").write_bytes(png_of_few_bits(numbers % 4, bits))
     masks = open_masks(tmp_path, strict=True)
-    assert list(masks.names) == [f"images/{name}.jpg" for name in kinds]
-    assert masks.sizes.tolist() == [[20, 30]] * 4
+    assert list(masks.names) == [f"images/{name}.jpg" for name in ("2", "4", *kinds)]
+    assert masks.sizes.tolist() == [[20, 30]] * 6
     assert list(masks.classes) == [f"class {number}" for number in range(5)]
-    assert [present.tolist() for present in masks.present] == [[0, 1], *[[0, 1, 2, 3, 4]] * 3]
-    for row in range(4):
+    assert [present.tolist() for present in masks.present] == [*[[0, 1, 2, 3]] * 2, [0, 1], *[[0, 1, 2, 3, 4]] * 3]
+    for row, expected in enumerate([numbers % 4, numbers % 4, numbers == 1, numbers, numbers, numbers]):
         mask = masks.load_mask(row)
         assert mask.dtype == np.uint8
-        np.testing.assert_array_equal(mask, numbers if row else numbers == 1)
-    Path(str(masks.masks[2])).unlink()
+        np.testing.assert_array_equal(mask, expected)
+    Path(str(masks.masks[4])).unlink()
     with pytest.raises(SelfsightError, match=r"masks/grey\.png: no such file"):
-        masks.load_mask(2)
+        masks.load_mask(4)
 
 
 SQUARE = [2, 2, 6, 2, 6, 5, 2, 5]

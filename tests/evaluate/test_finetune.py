@@ -9,6 +9,7 @@ from selfsight.backbones import Backbone, create
 from selfsight.evaluate.features import extract
 from selfsight.evaluate.finetune import Classifier, FinetuneConfig, classify, finetune
 from selfsight.evaluate.linear import fit_probe
+from selfsight.nn import synchronize_batchnorm
 from tests.evaluate.digits import CPU, SPEC, backbone, digits
 
 QUICK = FinetuneConfig(batch_size=32, min_steps=60, max_steps=60)
@@ -39,10 +40,12 @@ def test_the_pretrained_head_starts_as_the_linear_probe() -> None:
     assert torch.equal(tuned.head.linear.weight, model.head.linear.weight)
 
 
-def test_a_vit_learns_at_a_lower_rate() -> None:
+def test_without_batchnorm_a_network_learns_at_a_lower_rate() -> None:
     vit = create(replace(SPEC, name="test_vit", patch_size=4, small_stem=False))
-    assert FinetuneConfig().optim(vit).lr == 5e-4
+    convnext = create(replace(SPEC, name="test_convnext", image_size=32, small_stem=False))
+    assert FinetuneConfig().optim(vit).lr == FinetuneConfig().optim(convnext).lr == 5e-4
     assert FinetuneConfig().optim(backbone()).lr == 2e-3
+    assert FinetuneConfig().optim(synchronize_batchnorm(backbone(), CPU)).lr == 2e-3  # type: ignore[arg-type]
     assert FinetuneConfig(lr=0.1).optim(vit).lr == 0.1
 
 

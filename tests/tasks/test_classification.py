@@ -445,6 +445,19 @@ def test_predictions_of_a_folder_are_a_table_and_pictures(digits_file: Path, tmp
     assert json.loads(json.dumps(written))["predictions"].endswith("predictions.csv")
 
 
+def test_copies_of_test_images_get_no_pseudo_label(digits_file: Path, tmp_path: Path) -> None:
+    with np.load(digits_file) as digits:
+        images, labels = digits["images"][:300].copy(), digits["labels"][:300]
+    images[100:110] = images[290:300]
+    split = np.where(np.arange(300) < 280, "train", "test")
+    np.savez(tmp_path / "copies.npz", images=images, labels=labels, split=split)
+    job = open_job(net(), tmp_path / "copies.npz", TrainConfig(), ClassificationConfig(pseudo_labels=1e-6), SHORT)
+    assert isinstance(job, Classification)
+    few = np.arange(100)
+    _, rows = job.with_pseudo_labels(job.model(net(), few), few, few)
+    assert set(rows) == set(range(280)) - set(range(100, 110))
+
+
 def test_predictions_of_paths_on_standard_input(
     digits_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -457,6 +470,15 @@ def test_predictions_of_paths_on_standard_input(
     written = predict(tmp_path / "out", "-", config)
     assert (written["images"], written["skipped"]) == (1, 1)
     assert "none.png,no such file" in (tmp_path / "answers" / "skipped.csv").read_text()
+    with (tmp_path / "answers" / "predictions.csv").open(newline="") as table:
+        (line,) = csv.DictReader(table)
+    assert line["path"] == str(file), "as it was given"
+    damaged = tmp_path / "far" / "b.png"
+    damaged.parent.mkdir()
+    damaged.write_bytes(file.read_bytes()[:60])
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{file}\n{damaged}\n"))
+    predict(tmp_path / "out", "-", config)
+    assert f"{damaged}," in (tmp_path / "answers" / "skipped.csv").read_text()
     for text, words in (("", "standard input names no image, it is empty"), ("x.png", r"x\.png: no such file")):
         monkeypatch.setattr("sys.stdin", io.StringIO(text))
         with pytest.raises(SelfsightError, match=words):

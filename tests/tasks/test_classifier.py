@@ -1,12 +1,14 @@
 """Heads, scores and calibration of classifiers, beside plain counting and scikit-learn."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 
-from selfsight.tasks.classifier import KnnHead, best_temperature, classification_scores, fit_probes
+from selfsight.tasks.classifier import KnnHead, best_temperature, classification_scores, fit_probes, write_confusion
 
 
 def test_votes_become_confidences() -> None:
@@ -80,3 +82,18 @@ def test_the_temperature_makes_confidences_honest(many: bool) -> None:
         classification_scores(logits, targets, "abc", many)["calibration_error"] for logits in (3 * honest, honest)
     ]
     assert scores[0] > 3 * scores[1]
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_images_that_are_all_right_make_no_confidence_absolute(many: bool) -> None:
+    """Ever sharper answers would be ever likelier: of a hundred images one might still be wrong."""
+    targets = torch.eye(3)[torch.arange(100) % 3]
+    logits = (targets - 0.5) * (4 + torch.rand(100, 1, generator=torch.Generator().manual_seed(0)))
+    scaled = logits / best_temperature(logits, targets, many)
+    sure = (scaled.sigmoid() if many else scaled.softmax(1))[targets > 0]
+    assert 0.98 < float(sure.mean()) < 0.996
+
+
+def test_class_names_with_dollars_are_no_formulas(tmp_path: Path) -> None:
+    write_confusion(tmp_path, np.array([0, 1]), np.array([0, 1]), ["$0_$50", "$50_$100"])
+    assert (tmp_path / "confusion.png").exists()

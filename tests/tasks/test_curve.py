@@ -16,8 +16,10 @@ from selfsight.data import BoxSet, open_boxes, write_coco
 from selfsight.errors import SelfsightError, StoppedError
 from selfsight.run import RunFolder
 from selfsight.tasks import curve
+from selfsight.tasks import predict as predicting
+from selfsight.tasks.augment import whole
 from selfsight.tasks.curve import TrainConfig, open_job, train
-from selfsight.tasks.jobs import Detection, DetectionConfig, SegmentationConfig
+from selfsight.tasks.jobs import Detection, DetectionConfig, Segmentation, SegmentationConfig
 from selfsight.tasks.learning import Batches, Examples, LearnConfig, Learner, learn
 from selfsight.tasks.predict import PredictConfig, load_model, predict
 from tests.gallery.galleries import make_run
@@ -252,6 +254,96 @@ def test_a_stopped_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     learn(Learner(job, resumed, rows, NONE, SHORT, out, True, 3), CPU)
     for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
+
+
+def test_of_equally_good_weights_the_last_are_kept(tmp_path: Path) -> None:
+    """The first are of a time when the rate was near its peak."""
+    job = open_job(backbone("test_resnet"), scenes(tmp_path / "scenes"), TrainConfig(), SegmentationConfig(), SHORT)
+    seen: list[torch.Tensor] = []
+
+    class Alike:
+        """The job, by which all weights are as good."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(job, name)
+
+        def scores(self, model: Any, part: str, rows: Any) -> dict[str, float]:
+            seen.append(next(model.head.parameters()).detach().clone())
+            return {"miou": 0.5}
+
+    model, rows, out = job.model(backbone("test_resnet")), job.rows("train"), RunFolder(tmp_path / "run")
+    out.path.mkdir()
+    learn(Learner(Alike(), model, rows[1:], rows[:1], SHORT, out, True, 3), CPU)  # type: ignore[arg-type]
+    assert len(seen) == 2
+    assert not torch.equal(seen[0], seen[1])
+    assert torch.equal(next(model.head.parameters()), seen[1])
+
+
+def test_ctrl_c_in_the_last_step_stops_behind_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, steps, loss = scenes(tmp_path / "scenes"), 0, Segmentation.loss
+
+    def interrupted(*arguments: Any) -> torch.Tensor:
+        nonlocal steps
+        steps += 1
+        if steps == 4:
+            signal.raise_signal(signal.SIGINT)
+        return loss(*arguments)
+
+    monkeypatch.setattr(Segmentation, "loss", interrupted)
+    options: dict[str, Any] = {"labels": (1.0,), "seeds": 1}
+    with pytest.raises(StoppedError, match="stopped at 100%"):
+        trained(folder, tmp_path / "out", SegmentationConfig(), **options)
+    result = trained(folder, tmp_path / "out", SegmentationConfig(), **options)
+    assert {row.method for row in result.rows} == {"simclr", "scratch"}
+    assert steps == 8, "what was finished is not trained again"
+
+
+def test_a_picture_that_cannot_be_drawn_costs_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any) -> None:
+        raise ValueError("of no size")
+
+    monkeypatch.setattr(Segmentation, "illustrate", fail)
+    trained(scenes(tmp_path / "scenes"), tmp_path / "out", SegmentationConfig())
+    assert "of no size" in capsys.readouterr().err
+    assert load_model(tmp_path / "out").task == "segmentation"
+
+
+def test_other_weights_are_tested_with_the_padding_that_they_were_trained_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = open_job(backbone("test_resnet"), scenes(tmp_path / "scenes"), TrainConfig(), SegmentationConfig(), SHORT)
+    assert isinstance(job, Segmentation)
+    job = replace(job, view=replace(job.view, mean=(1.0, 0.0, 1.0)))
+    seen = []
+
+    def noted(*arguments: Any) -> Any:
+        seen.append(arguments[3])
+        return whole(*arguments)
+
+    monkeypatch.setattr("selfsight.tasks.jobs.whole", noted)
+    job.scores(job.model(backbone("test_resnet")), "test", job.rows("test"))
+    assert seen == [(1.0, 0.0, 1.0)] * len(job.rows("test"))
+
+
+def test_what_was_predicted_before_a_file_went_away_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = scenes(tmp_path / "scenes")
+    trained(folder, tmp_path / "out", DetectionConfig(width=32))
+    size, gone = predicting._size, {2}
+
+    def size_of(images: Any, row: int) -> tuple[int, int]:
+        if row in gone:
+            raise SelfsightError(f"{row}.png: gone")
+        return size(images, row)
+
+    monkeypatch.setattr("selfsight.tasks.predict._size", size_of)
+    config = PredictConfig(out=tmp_path / "found", batch_size=2)
+    for _ in range(2):
+        with pytest.raises(SelfsightError, match="gone"):
+            predict(tmp_path / "out", str(folder / "train" / "images"), config)
+        assert len(json.loads((tmp_path / "found" / "predictions.json").read_text())["images"]) == 2
+        gone.add(0)  # nothing found is no reason to forget what was
 
 
 def test_examples_are_a_function_of_seed_and_number_and_show_all_images_equally(tmp_path: Path) -> None:

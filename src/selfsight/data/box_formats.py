@@ -20,6 +20,7 @@ from selfsight.data.parts import (
     paired_folders,
     part_folders,
     read_yaml,
+    yaml_contents,
     yaml_names,
 )
 from selfsight.errors import SelfsightError
@@ -52,9 +53,11 @@ def box_sources(path: Path, root: Path) -> list[Source[Drawn]]:
         return [(word, partial(read_coco_boxes, file)) for word, file in files]
     if path.is_file():
         return []
-    names = partial(class_names, path, path / "labels", root)
+    around = path, path / "labels", root
+    names = partial(class_names, *around)
     if folders := paired_folders(path, "labels"):
-        return [(word, partial(read_yolo, images, labels, names())) for word, images, labels in folders]
+        yolo = partial(read_yolo, pose=any("kpt_shape" in content for content in yaml_contents(*around)))
+        return [(word, partial(yolo, images, labels, names())) for word, images, labels in folders]
     for folder in (path / "Annotations", path / "annotations", path):
         if any(folder.glob("*.xml")):
             places = [place for place in (path / "JPEGImages", path / "images") if place.is_dir()]
@@ -81,10 +84,13 @@ def read_coco_boxes(file: Path, findings: Findings) -> Part[Drawn]:
     return Part(classes, images)
 
 
-def read_yolo(images: Path, labels: Path, names: Sequence[str] | None, findings: Findings) -> Part[Drawn]:
+def read_yolo(
+    images: Path, labels: Path, names: Sequence[str] | None, findings: Findings, pose: bool = False
+) -> Part[Drawn]:
     """Read a folder of images and that of their labels: lines `class cx cy w h`, or `class x y x y x y …`.
 
-    Coordinates are shares of the upright image's width and height; of a polygon the bounding box is taken. Without
+    Coordinates are shares of the upright image's width and height; of a polygon the bounding box is taken. With `pose`
+    lines are `class cx cy w h`, and behind it points of a body, which are left out. Without
     names the classes are 'class 0' and so on, up to the largest number found. An image whose file is empty shows
     nothing, which is no problem; one without a file is listed.
     """
@@ -101,7 +107,7 @@ def read_yolo(images: Path, labels: Path, names: Sequence[str] | None, findings:
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     with findings.listing(label, number):
-                        image.draw(*_yolo_box(line.split(), size, known))
+                        image.draw(*_yolo_box(line.split()[: 5 if pose else None], size, known))
         drawn.append(image)
     used = {name for image in drawn for name in image.names}
     count = max((number + 1 for number, name in enumerate(known) if name in used), default=0)
@@ -158,6 +164,7 @@ def _yaml_sources(file: Path) -> list[Source[Drawn]]:
     content = read_yaml(file)
     base = file.parent / str(content.get("path") or "")
     names = yaml_names(content, file) or class_names(file.parent)
+    pose = "kpt_shape" in content
     sources: list[Source[Drawn]] = []
     for word in ("train", "val", "valid", "test"):
         entries = content.get(word) or []
@@ -170,7 +177,7 @@ def _yaml_sources(file: Path) -> list[Source[Drawn]]:
                 sources.append((word, partial(nothing, f"{file}: {word}: no such folder {entry}")))
                 continue
             images = images / "images" if (images / "images").is_dir() else images
-            sources.append((word, partial(read_yolo, images, _labels_of(images), names)))
+            sources.append((word, partial(read_yolo, images, _labels_of(images), names, pose=pose)))
     if not sources:
         raise SelfsightError(f"{file}: names no folder under 'train', 'val' or 'test'")
     return sources

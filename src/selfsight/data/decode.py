@@ -225,15 +225,16 @@ def read_aspect(picture: Picture) -> float:
 
 
 def read_indices(file: str) -> NDArray[np.uint8] | NDArray[np.uint16]:
-    """Return the (H, W) numbers that a grey or palette PNG holds, in 1 bit 0 and 1.
+    """Return the (H, W) numbers that a grey or palette PNG holds, of 1, 2 or 4 bits too.
 
-    BadImageError if it holds colours, or cannot be read.
+    Pillow makes these brightnesses of 0 to 255. BadImageError if it holds colours, or cannot be read.
     """
     with reasons(), Image.open(io.BytesIO(_bytes(file)), formats=("PNG",)) as image:
         if image.mode not in ("1", "L", "P", "I;16"):
             raise BadImageError("holds colours, not class numbers; save it as a grey or palette PNG")
+        times = {"L;2": 85, "L;4": 17}.get(str(image.tile[0][3]), 1)
         numbers = np.asarray(image)
-        return numbers.astype(np.uint8) if numbers.dtype == bool else numbers
+        return numbers.astype(np.uint8) if numbers.dtype == bool else numbers // times
 
 
 def nothing_readable(source: str, given: Sequence[str], count: int) -> SelfsightError:

@@ -187,6 +187,12 @@ def class_names(*folders: Path) -> list[str] | None:
     return None
 
 
+def yaml_contents(*folders: Path) -> list[dict[Any, Any]]:
+    """Return what is in each data.yaml of these folders; SelfsightError if one cannot be read."""
+    files = dict.fromkeys(folder / name for folder in folders for name in CLASS_FILES if name.endswith(("yaml", "yml")))
+    return [read_yaml(file) for file in files if file.is_file()]
+
+
 def yaml_names(content: dict[Any, Any], file: Path) -> list[str]:
     """Return the `names` in the content of a data.yaml: a list, or a mapping of numbers to names; [] without any."""
     names = content.get("names")

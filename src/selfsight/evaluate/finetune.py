@@ -27,8 +27,9 @@ from selfsight.progress import bar
 
 RATE_BATCH = 256
 """The batch for which `optim.rate` takes a rate as it is; the rates here are those of any batch."""
-PEAK, VIT_PEAK = 2e-3, 5e-4
-"""Learning rates that are good for a convolutional network, pretrained in minutes or fresh, and for a ViT."""
+PEAK, BARE_PEAK = 2e-3, 5e-4
+"""Learning rates that are good for a convolutional network, pretrained in minutes or fresh, and for one without
+BatchNorm, which bears less: ViTs, Swin, ConvNeXt."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class FinetuneConfig:
     """How a network is trained on labels; AdamW, linear warm-up, then a cosine to zero."""
 
     lr: float | None = None
-    """Peak learning rate of all weights, pretrained or fresh; by default 2e-3, and 5e-4 for ViTs."""
+    """Peak learning rate of all weights, pretrained or fresh; by default 2e-3, and 5e-4 without BatchNorm (ViTs, Swin,
+    ConvNeXt)."""
     weight_decay: float = 0.05
     """Decay of all weights but biases and norms."""
     label_smoothing: float = 0.1
@@ -71,7 +73,8 @@ class FinetuneConfig:
 
 def peak(lr: float | None, backbone: Backbone) -> float:
     """Return the peak learning rate that was asked for, else the one that suits the kind of network."""
-    return (PEAK if backbone.hierarchical else VIT_PEAK) if lr is None else lr
+    normed = any(name.endswith("running_mean") for name, _ in backbone.named_buffers())
+    return (PEAK if normed else BARE_PEAK) if lr is None else lr
 
 
 class LinearHead(nn.Module):

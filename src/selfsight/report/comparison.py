@@ -18,7 +18,7 @@ from selfsight.pictures import data_uri, examples
 from selfsight.report.looks import draw_looks
 from selfsight.report.page import METHODS, drawn, saved_pictures, sentence, write_page
 from selfsight.report.plots import as_image, comparison_figure
-from selfsight.run import RunFolder, replace_file
+from selfsight.run import RunFolder, folder_of, replace_file
 
 FIGURES = {
     "rankme": "RankMe",
@@ -192,11 +192,6 @@ def table_of(comparison: Comparison) -> Table:
         if any(s.method == name for s in found)
     ]
     return Table(columns, lines)
-
-
-def folder_of(method: str) -> str:
-    """Return the name of a method's folder in a comparison: Windows takes none with the colon of one's own."""
-    return method.replace(":", ".")
 
 
 def best_sentence(results: Sequence[Summary]) -> str:

@@ -25,7 +25,7 @@ from selfsight.backbones import Backbone
 from selfsight.data import ImageSet, few_images, few_labels, in_order, open_images, stratified_split, whole_groups
 from selfsight.data.annotations import Problem
 from selfsight.data.augment import View, whole
-from selfsight.data.copies import learn_copies, warn_of_overlap
+from selfsight.data.copies import copied, learn_copies, warn_of_overlap
 from selfsight.data.decode import of_another_kind
 from selfsight.data.images import Batch
 from selfsight.errors import SelfsightError
@@ -34,6 +34,7 @@ from selfsight.evaluate.finetune import LinearHead
 from selfsight.evaluate.linear import fit_probe
 from selfsight.pictures import save_pictures
 from selfsight.processes import told
+from selfsight.progress import say
 from selfsight.tasks.classifier import (
     Classifier,
     KnnHead,
@@ -366,13 +367,17 @@ class Classification:
         """Return the job with the labels that the model is sure of added, and rows to train on.
 
         Asked are the training part's images that are not `labelled`: those without a label, and those whose label may
-        not be used, but none of a group that is validated on. To train on are the pseudo-labelled rows, and `rows` so
-        often that they are at least a quarter.
+        not be used, but no copies of test images and none of a group that is validated on. To train on are the
+        pseudo-labelled rows, and `rows` so often that they are at least a quarter.
         """
         assert self.config.pseudo_labels is not None
         rest, groups = np.setdiff1d(self.train.images.rows("train"), labelled), self.train.images.groups
         if groups is not None:  # what it is validated on has no relatives among what it learns from
             rest = rest[~np.isin(groups[rest], groups[np.setdiff1d(labelled, rows)])]
+        copies = copied(self.test.images, self.rows("test"), self.train.images, rest)
+        if copies.any():
+            say(f"  pseudo-labels: {copies.sum()} images are copies of test images and not asked")
+            rest = rest[~copies]
         if not len(rest):
             return self, rows
         sure, answer = told(self.logits(model, "train", rest)).softmax(1).max(1)

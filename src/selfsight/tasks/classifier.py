@@ -108,14 +108,19 @@ def classification_scores(logits: Tensor, targets: Tensor, classes: Sequence[str
 
 
 def best_temperature(logits: Tensor, targets: Tensor, many: bool) -> float:
-    """Return the T > 0 by which the likelihood of `targets` (N, K) under logits / T is greatest, 0.1 to 10."""
-    logits = logits.double()
+    """Return the T > 0 by which the likelihood of `targets` (N, K) under logits / T is greatest, 0.1 to 10.
+
+    The targets are taken as if one more image than there are had any answer, after Platt 1999 ("Probabilistic Outputs
+    for Support Vector Machines"): of images that are all right, the sharpest answers would be the likeliest.
+    """
+    logits, chance = logits.double(), 0.5 if many else 1 / targets.shape[1]
+    targets = targets.double().lerp(torch.full_like(targets, chance, dtype=torch.double), 1 / (len(targets) + 1))
 
     def surprise(log_t: float) -> float:
         scaled = logits / math.exp(log_t)
         if many:
-            return float(F.binary_cross_entropy_with_logits(scaled, targets.double()))
-        return float(F.cross_entropy(scaled, targets.double()))
+            return float(F.binary_cross_entropy_with_logits(scaled, targets))
+        return float(F.cross_entropy(scaled, targets))
 
     found = minimize_scalar(surprise, bounds=(-math.log(10), math.log(10)), method="bounded")
     return math.exp(float(found.x))
@@ -130,7 +135,7 @@ def write_confusion(folder: Path, truth: NDArray[np.int64], answer: NDArray[np.i
     few = len(classes) <= 20
     side = min(3 + 0.45 * len(classes), 16)
     figure = Figure((side, side), layout="constrained")
-    display = ConfusionMatrixDisplay(shares, display_labels=list(classes))
+    display = ConfusionMatrixDisplay(shares, display_labels=[name.replace("$", r"\$") for name in classes])
     display.plot(
         ax=figure.subplots(),
         include_values=few,

@@ -29,14 +29,14 @@ from selfsight.evaluate.curve import weights_hash
 from selfsight.evaluate.finetune import FinetuneConfig
 from selfsight.evaluate.results import Row, append_row, labels_words, plot_curve, read_rows
 from selfsight.evaluate.savings import BASELINE, savings
-from selfsight.processes import expect, leads, own_device, part, together
+from selfsight.processes import expect, leads, own_device, part, together, told
 from selfsight.progress import console, say
-from selfsight.run import RunFolder
+from selfsight.run import RunFolder, folder_of
 from selfsight.tasks.augment import DenseView
 from selfsight.tasks.classification import Classification, ClassificationConfig, open_classified
 from selfsight.tasks.jobs import DenseConfig, Detection, DetectionConfig, Job, Segmentation, SegmentationConfig
 from selfsight.tasks.labelled import Labelled, open_labelled
-from selfsight.tasks.learning import LearnConfig, Learner, learn
+from selfsight.tasks.learning import LearnConfig, Learner, learn, stop
 from selfsight.tasks.model import TaskModel
 
 Settings = ClassificationConfig | DetectionConfig | SegmentationConfig
@@ -198,7 +198,7 @@ def train(
             start = time.monotonic()
             torch.manual_seed(seed)
             fresh, known = create(backbone.spec), starts[name]
-            place = out / "parts" / f"{name}-{amount!r}-{seed}"
+            place = out / "parts" / f"{folder_of(name)}-{amount!r}-{seed}"
             once = Training(job, (known or fresh).to(device), learning, place, known is not None, seed)
             models = {job.protocol: once.fit(rows)}
             if name == method and isinstance(job, Classification) and job.config.pseudo_labels is not None:
@@ -208,7 +208,10 @@ def train(
                 _record(folder.results_file, blank, results, round(time.monotonic() - start, 1))
                 if keeps:
                     best = list(models.values())[-1]
-                    job.illustrate(best, out / "pictures")
+                    try:
+                        job.illustrate(best, out / "pictures")
+                    except Exception as error:  # whatever is wrong with a picture, the training is not lost
+                        say(f"{out / 'pictures'}: can't be drawn ({error!r})")
                     folder.save_method(best)
                 once.forget()
             together()
@@ -267,11 +270,14 @@ class Training:
                 passes = self.config.max_steps * self.config.batch_size / len(rows)
                 asked = f"not the {self.config.epochs:g} of --epochs"
                 say(f"  --max-steps {self.config.max_steps}: that is {passes:.3g} passes, {asked}")
-            learn(Learner(job, model, rows, validated, self.config, folder, self.pretrained, self.seed), device)
+            learner = Learner(job, model, rows, validated, self.config, folder, self.pretrained, self.seed)
+            learn(learner, device)
             job.calibrate(model.to(device), validated)
             if leads():
                 folder.save_method(model)
                 folder.checkpoint_file.unlink(missing_ok=True)
+            if told(float(learner.keeper.asked_to_stop)):  # in its last step, behind which it looks no more
+                stop(learner)
         return model.eval()
 
     def forget(self) -> None:

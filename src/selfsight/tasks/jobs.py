@@ -125,7 +125,8 @@ class DenseConfig:
     """What the settings of detectors and of segmenters have in common."""
 
     width: int | None = None
-    """Channels of the feature pyramid or decoder, a multiple of 32; by default 96 on a CPU, 256 on a GPU."""
+    """Channels of a detector's feature pyramid, or of a segmenter's fpn or dpt, a multiple of 32; by default 96 on a
+    CPU, 256 on a GPU."""
     scale: tuple[float, float] = (0.75, 1.25)
     """How large training views show the images, 1 with the longer side as long as the view."""
 
@@ -284,7 +285,7 @@ class Detection(Dense[BoxSet]):
 
     def found(self, model: TaskModel, labelled: Labelled[BoxSet], rows: NDArray[np.int64]) -> Iterator[Boxes]:
         """Yield what is found in each image, in its original pixels, on the CPU."""
-        for answers, placements in answered(model, labelled, rows, self.image_size):
+        for answers, placements in answered(model, labelled, rows, self.view):
             for answer, placement in zip(answers, placements, strict=True):
                 on_cpu = {name: values.float().cpu() for name, values in answer.items()}
                 yield {
@@ -367,7 +368,7 @@ class Segmentation(Dense[MaskSet]):
 
     def found(self, model: TaskModel, labelled: Labelled[MaskSet], rows: NDArray[np.int64]) -> Iterator[Tensor]:
         """Yield the class of each pixel of each image, (H, W) int64 at its original size, on the CPU."""
-        for answers, placements in answered(model, labelled, rows, self.image_size):
+        for answers, placements in answered(model, labelled, rows, self.view):
             for answer, placement in zip(answers, placements, strict=True):
                 yield placement.classes_back(answer).cpu()
 
@@ -383,19 +384,19 @@ class Segmentation(Dense[MaskSet]):
 
 
 def answered(
-    model: TaskModel, labelled: Labelled[Any], rows: NDArray[np.int64], size: int, batch_size: int = 16
+    model: TaskModel, labelled: Labelled[Any], rows: NDArray[np.int64], view: DenseView, batch_size: int = 16
 ) -> Iterator[tuple[Sequence[Any], list[Placement]]]:
-    """Yield the model's answers for each batch of images, whole in squares of `size` pixels, and the ways back.
+    """Yield the model's answers for each batch of images, whole in squares as the view's, and the ways back.
 
     The ways lead to the original images' pixels.
     """
-    device, mean = next(model.parameters()).device, model.backbone.spec.mean
-    with evaluating(model, size):
+    device = next(model.parameters()).device
+    with evaluating(model, view.size):
         for start in track(range(0, len(rows), batch_size), "test", "batches", math.ceil(len(rows) / batch_size)):
             views, placements = [], []
             for row in rows[start : start + batch_size]:
                 width, height = labelled.data.sizes[row].tolist()
-                view, _, placement = whole(labelled.pixels(int(row)), {}, size, mean)
-                views.append(view)
+                square, _, placement = whole(labelled.pixels(int(row)), {}, view.size, view.mean)
+                views.append(square)
                 placements.append(replace(placement, height=height, width=width))
             yield model(torch.stack(views).to(device)), placements

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import lightning as L
 import numpy as np
@@ -53,7 +53,8 @@ class LearnConfig:
     batch_size: int = 8
     """Images a step, over all processes."""
     lr: float | None = None
-    """Peak learning rate of all weights, but for the layer decay; by default 2e-3, and 5e-4 for ViTs."""
+    """Peak learning rate of all weights, but for the layer decay; by default 2e-3, and 5e-4 without BatchNorm
+    (ViTs, Swin, ConvNeXt)."""
     weight_decay: float = 0.05
     """Decay of all weights but biases and norms."""
     warmup: float = 0.1
@@ -133,11 +134,16 @@ def learn(learner: "Learner", device: torch.device) -> None:
             learner.keeper.end()
             learner.bar.stop()
     if learner.keeper.stopped:
-        if not leads():
-            raise SystemExit(0)
-        raise StoppedError(f"{run.path}: stopped at {learner.progress:.0%}; the same command goes on from there")
+        stop(learner)
     if learner.best is not None:
         learner.model.load_state_dict(learner.best)
+
+
+def stop(learner: "Learner") -> NoReturn:
+    """Leave after Ctrl-C: raise StoppedError in the leading process, end the others."""
+    if not leads():
+        raise SystemExit(0)
+    raise StoppedError(f"{learner.run.path}: stopped at {learner.progress:.0%}; the same command goes on from there")
 
 
 def outlive_signals(worker: int) -> None:
@@ -266,7 +272,7 @@ class Learner(L.LightningModule):
             row |= scores
             value = told(scores[self.job.metric])
             words = f" · {self.job.metric} {value:.3f} on {len(self.validated)} validation images"
-            if not value <= self.value or self.best is None:  # where nothing can be measured, NaN: the last weights
+            if not value < self.value:  # of the same value, and where nothing can be measured, NaN: the last weights
                 self.value = value
                 self.best = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
         if leads():

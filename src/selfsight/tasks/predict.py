@@ -1,8 +1,9 @@
 """Use a trained model: predictions as CSV, COCO JSON or PNG masks, and overlays to look at."""
 
 import json
+import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +18,7 @@ from selfsight.backbones import Backbone, create, read_safetensors, spec_from_js
 from selfsight.data import ImageSet, Skipped, in_order, open_images, write_skipped
 from selfsight.data.augment import whole as squares
 from selfsight.data.decode import BadImageError, Stretch, not_a_file, read_size
+from selfsight.data.folder import printable
 from selfsight.errors import SelfsightError
 from selfsight.evaluate.features import evaluating
 from selfsight.evaluate.finetune import LinearHead
@@ -149,6 +151,8 @@ def predict(path: str | Path, data: str, config: PredictConfig | None = None) ->
     paths, missing = _paths(data)
     alike: dict[str, Any] = {"image_size": model.image_size, "channels": channels, "stretch": model.stretch}
     images = open_images(paths, cache=config.cache, cache_dir=config.cache_dir, verify=True, **alike)
+    if isinstance(paths, list) and images.files is not None:
+        images = _as_given(images, images.files, paths)
     if missing:
         images = replace(images, skipped=[*images.skipped, *missing])
     if images.files is None and model.task != "classification":
@@ -159,14 +163,21 @@ def predict(path: str | Path, data: str, config: PredictConfig | None = None) ->
             _claim(config.out / name)
     writer: Writer = WRITERS[model.task](model, config)
     answers = _answers(model, images, config.batch_size)
-    for row, answer in track(answers, "predict", "images", len(images)):
-        size = (0, 0) if model.task == "classification" else _size(images, row)
-        kept = writer.add(images.names[row], answer, size)
-        if config.overlays:
-            _save(writer.overlay(_shown(images, row), kept, size), config.out / "overlays" / _png(images.names[row]))
     write_skipped(config.out / "skipped.csv", images.skipped)
     written = {"images": len(images), "skipped": len(images.skipped), "out": str(config.out)}
-    return written | writer.finish()
+    found = 0
+    try:
+        for row, answer in track(answers, "predict", "images", len(images)):
+            size = (0, 0) if model.task == "classification" else _size(images, row)
+            kept = writer.add(images.names[row], answer, size)
+            if config.overlays:
+                picture = writer.overlay(_shown(images, row), kept, size)
+                _save(picture, config.out / "overlays" / _png(images.names[row]))
+            found += 1
+    finally:
+        if found:  # also what was found before Ctrl-C, or before a file went away
+            written |= writer.finish()
+    return written
 
 
 def _claim(folder: Path) -> None:
@@ -359,6 +370,14 @@ def _paths(data: str) -> tuple[str | list[str], list[Skipped]]:
         example = f"; for example {missing[0].name}: {missing[0].reason}" if missing else ", it is empty"
         raise SelfsightError(f"standard input names no image{example}")
     return found, missing
+
+
+def _as_given(images: ImageSet, files: Sequence[str], paths: list[str]) -> ImageSet:
+    """Return the images, and those that were skipped, by the names that were given: by these they are known."""
+    given = {str(Path(path).expanduser().absolute()): printable(path) for path in paths}
+    folder = Path(os.path.commonpath([Path(file).parent for file in given]))
+    skipped = [replace(skip, name=given.get(str(folder / skip.name), skip.name)) for skip in images.skipped]
+    return replace(images, names=[given[file] for file in files], skipped=skipped)
 
 
 def _png(name: str) -> Path:
