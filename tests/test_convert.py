@@ -45,8 +45,8 @@ def normalized(x: Tensor) -> Tensor:
     return (x - mean) / std
 
 
-def the_features(checkpoint: Path, out: Path, x: Tensor) -> Tensor:
-    run = convert(checkpoint, out, "resnet18", SIZE, IMAGENET_MEAN, IMAGENET_STD)
+def the_features(checkpoint: Path, out: Path, x: Tensor, backbone: str = "resnet18") -> Tensor:
+    run = convert(checkpoint, out, backbone, SIZE, IMAGENET_MEAN, IMAGENET_STD)
     with torch.no_grad():
         features: Tensor = run.load_backbone()(x)
     return features
@@ -104,6 +104,28 @@ def test_a_vit_of_other_patches_and_heads(tmp_path: Path, pool: str, capsys: pyt
         convert(asked[0], tmp_path / "odd", "resnet18", *asked[2:], mean_tokens=True)
     with pytest.raises(SelfsightError, match="--image-size 30: its patches of 4 pixels don't divide it"):
         convert(asked[0], tmp_path / "odd", asked[1], 30, *asked[3:])
+
+
+def test_an_efficientnet_with_efficientnet_pytorchs_names(tmp_path: Path) -> None:
+    """Both build a block's parts in the same order, and number them otherwise."""
+    torch.manual_seed(0)
+    model = create(plan("tf_efficientnet_b0", SIZE, 3, IMAGENET_MEAN, IMAGENET_STD, pretrained=True)).eval()
+    parts = ["_expand_conv", "_bn0", "_depthwise_conv", "_bn1", "_se_reduce", "_se_expand", "_project_conv", "_bn2"]
+    state, blocks = {"_fc.weight": torch.zeros(1000, 1280)}, [b for stage in model.model.blocks for b in stage]
+    outer = [("_conv_stem", "conv_stem"), ("_bn0", "bn1"), ("_conv_head", "conv_head"), ("_bn1", "bn2")]
+    modules = [(name, model.model.get_submodule(own)) for name, own in outer]
+    for number, block in enumerate(blocks):
+        leaves = [m for m in block.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.BatchNorm2d)]
+        names = parts[-len(leaves) :]  # the first block widens nothing
+        modules += [(f"_blocks.{number}.{name}", leaf) for name, leaf in zip(names, leaves, strict=True)]
+    for name, module in modules:
+        state |= {f"net.{name}.{key}": torch.rand_like(value.float()) for key, value in module.state_dict().items()}
+        module.load_state_dict({key: state[f"net.{name}.{key}"] for key in module.state_dict()})
+    torch.save(state, tmp_path / "b0.pth")
+    x = torch.rand(2, 3, SIZE, SIZE)
+    with torch.no_grad():
+        expected = model.model(normalized(x))
+    assert torch.equal(the_features(tmp_path / "b0.pth", tmp_path / "run", x, "tf_efficientnet_b0"), expected)
 
 
 def test_nothing_of_it_stays_random(tmp_path: Path) -> None:

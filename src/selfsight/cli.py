@@ -461,7 +461,9 @@ def export_verb(argv: list[str]) -> None:
 
 
 def convert_verb(argv: list[str]) -> None:
-    """Make a run of a backbone that another library trained: of solo-learn, lightly, timm, torchvision.
+    """Make a run of a backbone that another library trained.
+
+    Of solo-learn, lightly, lightly-train, timm, torchvision, or an EfficientNet of efficientnet_pytorch.
 
     Nothing in the checkpoint is executed.
     """

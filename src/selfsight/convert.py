@@ -1,4 +1,5 @@
-"""Backbones out of checkpoints of other libraries: solo-learn, lightly, lightly-train, timm, torchvision.
+"""Backbones out of checkpoints of other libraries: solo-learn, lightly, lightly-train, timm, torchvision, and
+EfficientNets of efficientnet_pytorch.
 
 Nothing in a checkpoint is executed: of what it was pickled with only tensors and plain containers are built, and
 settings of other libraries become empty shells.
@@ -22,6 +23,13 @@ from selfsight.run import RunFolder
 
 TORCHVISION = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
 """A ResNet's parts in order: lightly's examples put them into a Sequential, where they go by their numbers."""
+EFFICIENTNET = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2"}
+SQUEEZE = {"_se_reduce": "se.conv_reduce", "_se_expand": "se.conv_expand"}
+EXPANDING = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2"} | SQUEEZE
+EXPANDING |= {"_project_conv": "conv_pwl", "_bn2": "bn3"}
+PLAIN = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"} | SQUEEZE
+"""How efficientnet_pytorch names an EfficientNet's parts, and timm: outside of the blocks, in those that widen their
+maps first, and in those that don't."""
 SOLO_STEM, PLAIN_STEM = (1, 2), (1, 1)
 """Stride and padding of a 3 x 3 stem for small images: solo-learn's, which adds a border of two pixels, and others'."""
 AS_MAE = ("decoder.", "momentum_projector.")
@@ -127,7 +135,7 @@ def best_part(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict
     best: dict[str, Tensor] = {}
     for prefix in prefixes:
         part = {_by_name(name[len(prefix) :]): value for name, value in state.items() if name.startswith(prefix)}
-        part = {name: value for name, value in part.items() if name in wanted}
+        part = {name: value for name, value in _as_timm(part, wanted).items() if name in wanted}
         if len(part) > len(best):
             best = part
     return best
@@ -141,6 +149,25 @@ def _by_name(name: str) -> str:
     """Return a name with a ResNet's part, 4.0.conv1.weight, as torchvision and timm call it: layer1.0.conv1.weight."""
     first, _, rest = name.partition(".")
     return f"{TORCHVISION[int(first)]}.{rest}" if first.isdigit() and int(first) < len(TORCHVISION) else name
+
+
+def _as_timm(part: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of an EfficientNet by timm's names, if they have efficientnet_pytorch's; all others as is.
+
+    There the blocks are numbered through, in timm within their stages.
+    """
+    if "_conv_stem.weight" not in part:
+        return part
+    blocks = list(dict.fromkeys(".".join(name.split(".")[:3]) for name in wanted if name.startswith("blocks.")))
+    renamed = {}
+    for name, value in part.items():
+        first, number, *rest = name.split(".")
+        if first in EFFICIENTNET:
+            renamed[f"{EFFICIENTNET[first]}.{number}"] = value
+        elif first == "_blocks" and int(number) < len(blocks):
+            names = EXPANDING if f"_blocks.{number}._expand_conv.weight" in part else PLAIN
+            renamed[".".join([blocks[int(number)], names[rest[0]], *rest[1:]])] = value
+    return renamed
 
 
 class _Shell:
