@@ -128,7 +128,10 @@ def test_one_page_shows_all_and_leads_to_each_report(compared: tuple[Path, Compa
     assert "turned back as it answered" in page
     assert "positives" in page
     assert "training from scratch" in page
-    assert re.search(r"is ahead(, not clearly of [\w, ]+)?\. With 3 labels a class, a linear probe", page)
+    assert re.search(
+        r"is ahead in this one training of each(, not clearly of [\w, ]+)?\. With 3 labels a class, a linear probe",
+        page,
+    )
     with Image.open(out / "compare.png") as chart:
         assert chart.width > 500
     saved = json.loads((out / "compare.json").read_text(encoding="utf-8"))

@@ -193,7 +193,7 @@ def test_a_converted_run_is_taken_by_the_other_verbs(
     page = (folder / "report.html").read_text()
     assert f"The weights of {checkpoint}" in page
     assert "<h1>w.safetensors, converted</h1>" in page
-    assert f"the map, the neighbours and the looks are of {data}" in page
+    assert f"the task's own pictures, is of {data}" in page
     shown = json.loads(selfsight("show", folder, data, "--images", 2, "--json"))["pictures"]
     assert len(shown) == 1, "only what the backbone looks at"
     with pytest.raises(SelfsightError, match="the images of a converted run are not known"):

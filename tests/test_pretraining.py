@@ -165,6 +165,11 @@ def test_a_run_does_not_go_on_with_another_split(
         pretrain(data, "simclr", Pretrain(out=tmp_path / "run", resume=True))
     np.savez(tmp_path / "x.npz", images=digits[0][:80], split=split)
     assert pretrain(data, "simclr", Pretrain(out=tmp_path / "run", resume=True))
+    np.savez(tmp_path / "x.npz", images=digits[0][20:100], split=split)
+    with pytest.raises(SelfsightError, match="is finished, and the images have changed"):
+        pretrain(data, "simclr", Pretrain(out=tmp_path / "run", resume=True))
+    (tmp_path / "x.npz").unlink()
+    assert pretrain(data, "simclr", Pretrain(out=tmp_path / "run", resume=True)), "a finished run needs none"
 
 
 def test_two_trainings_never_share_a_folder(digits: Digits, tmp_path: Path) -> None:

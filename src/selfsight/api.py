@@ -109,7 +109,7 @@ class Run:
         """
         listing = list_images(data) if isinstance(data, str | Path) else None
         if listing is None or listing.files is None:
-            return embed_images(self.backbone(), self.images(data), default_device())
+            return embed_images(self.backbone(), self.images(data, verify=True), default_device())
         index = self.index(data)
         known = {entry.name: entry for entry in index.entries()}
         names = [name for name in listing.names if name in known]

@@ -137,13 +137,13 @@ def random_images(backbone: Backbone, n: int) -> Tensor:
 
 
 def check(out: Path, backbone: Backbone, answer: Callable[[Tensor], Tensor]) -> float:
-    """Return the largest absolute difference between `answer` and the backbone's features on random images.
+    """Return the largest difference between `answer` and the backbone's features on random images.
 
-    Raises SelfsightError above TOLERANCE.
+    As a share of the largest feature, where that is above 1. Raises SelfsightError above TOLERANCE.
     """
     with torch.inference_mode():
         pairs = [(answer(x), backbone(x)) for x in (random_images(backbone, n) for n in BATCHES)]
-    difference = max(float((a - b).abs().max()) for a, b in pairs)
+    difference = max(float((a - b).abs().max() / b.abs().max().clamp(min=1)) for a, b in pairs)
     if not difference <= TOLERANCE:  # NaN too
         raise SelfsightError(f"{out}: not written: its features differ from the backbone's by {difference:.1e}")
     return difference

@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from matplotlib import colormaps
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from selfsight.data import ImageSet, in_order
 from selfsight.data.augment import whole
-from selfsight.data.decode import DEEP_MODES, as_array, holds_bands, on_white, open_image, reasons
+from selfsight.data.decode import DEEP_MODES, as_array, holds_bands, on_white, open_image, reasons, upright
 from selfsight.run import replace_file
 
 TILE = 64
@@ -99,14 +99,14 @@ def shrunk(file: str, longest: int) -> Image.Image:
     """Return the image in a file upright, in RGB, its longer side at most `longest`; BadImageError if there is none."""
     with reasons():
         if holds_bands(file):
-            upright = _stretched(np.moveaxis(np.atleast_3d(as_array(file)), -1, 0))
+            shown = _stretched(np.moveaxis(np.atleast_3d(as_array(file)), -1, 0))
         else:
             with Path(file).open("rb") as opened, open_image(opened) as image:
                 image.draft("RGB", (longest, longest))
-                turned = ImageOps.exif_transpose(image)
-                upright = _stretched(np.asarray(turned)[None]) if turned.mode in DEEP_MODES else on_white(turned)
-        upright.thumbnail((longest, longest), Image.Resampling.BICUBIC)
-        return upright
+                turned = upright(image)
+                shown = _stretched(np.asarray(turned)[None]) if turned.mode in DEEP_MODES else on_white(turned)
+        shown.thumbnail((longest, longest), Image.Resampling.BICUBIC)
+        return shown
 
 
 def _stretched(bands: NDArray[Any]) -> Image.Image:

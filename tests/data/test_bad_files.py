@@ -92,6 +92,9 @@ def make_odd(folder: Path) -> None:
     photo(12).convert("1").save(folder / "bits.bmp")
     rotten_exif = photo(13)
     rotten_exif.save(folder / "rotten_exif.jpg", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01")
+    # Orientation 6, and an ImageWidth in words, which Pillow reads, but cannot write.
+    entries = struct.pack("<HHHIHH", 2, 0x100, 2, 4, 0x6261, 0x0063) + struct.pack("<HHIHH", 0x112, 3, 1, 6, 0)
+    photo(15).save(folder / "odd_exif.jpg", exif=b"Exif\0\0II*\0\x08\0\0\0" + entries + b"\0\0\0\0")
 
 
 def make_ignored(folder: Path) -> None:
@@ -122,7 +125,7 @@ def test_exactly_the_broken_files_are_skipped_each_with_its_reason(
     folder, broken = messy
     images = open_images(folder, image_size=16, cache_dir=tmp_path)
     assert {skip.name for skip in images.skipped} == broken.keys()
-    assert len(images) == ORDINARY + 13 == len(set(images.names))
+    assert len(images) == ORDINARY + 14 == len(set(images.names))
     for skip in images.skipped:
         assert broken[skip.name] in skip.reason
         assert "\n" not in skip.reason
@@ -163,7 +166,7 @@ def test_a_whole_run_ends_well_and_lists_exactly_the_broken_files(
     run = selfsight.pretrain(folder, out=tmp_path / "run", epochs=1, config=config)
     with (run.path / "skipped.csv").open(newline="", encoding="utf-8") as file:
         assert {row["file"] for row in csv.DictReader(file)} == broken.keys()
-    assert len(run.embed(folder).names) == ORDINARY + 13
+    assert len(run.embed(folder).names) == ORDINARY + 14
     assert "bomb.png" in run.report(folder).read_text(encoding="utf-8")
 
 
@@ -241,7 +244,7 @@ def test_a_killed_build_resumes_with_the_rest_and_gives_the_same_array(
     log.unlink()
 
     subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
-    listed = ORDINARY + 13 + 10 - 1  # the dangling link, the folder and the pipe never reach the decoder
+    listed = ORDINARY + 14 + 10 - 1  # the dangling link, the folder and the pipe never reach the decoder
     assert abs(len(log.read_text().splitlines()) - (listed - done)) <= 1
     resumed = open_images(folder, image_size=16, cache_dir=tmp_path / "killed")
     fresh = open_images(folder, image_size=16, cache_dir=tmp_path / "fresh")

@@ -193,6 +193,8 @@ def test_a_collapse_is_seen_in_what_the_loss_compares_when_features_still_differ
         (HEALTHY, UNTRAINED, 6.19, 6.2, 100, "too short"),
         (UNTRAINED, UNTRAINED, None, None, 2, "too short"),  # no chance loss: no better than untrained
         (HEALTHY, UNTRAINED, None, None, 2, "learning"),
+        (replace(UNTRAINED, projected=40.0, projected_std=0.9), UNTRAINED, 1.0, 2.0, 2, "too short"),  # as BYOL's
+        (UNTRAINED, UNTRAINED, 1.0, 2.0, 2, "learning"),  # as rotation's
     ],
 )
 def test_verdicts(

@@ -35,6 +35,13 @@ def test_what_scratch_needs_is_between_the_amounts_measured_on_a_logarithmic_axi
     )
 
 
+@pytest.mark.parametrize("second", [0.0, -0.01])
+def test_where_scratch_is_flat_the_rise_begins_at_the_end_of_it(second: float) -> None:
+    scratch = rows("scratch", {0.01: [0.0, 0.0], 0.1: [second, second], 1.0: [0.6, 0.6]})
+    (found,) = savings([*scratch, *rows("simclr", {0.01: [0.1, 0.1]})])
+    assert found.needed == pytest.approx(0.1 * 10 ** (1 / 6))
+
+
 def test_a_fraction_counts_as_the_share_that_it_came_to() -> None:
     """1 % of 10 images a class is one of each, 10 %: no less than the same 10 % asked for by name."""
     share = {0.01: 0.1, 0.4: 0.4, 1.0: 1.0}

@@ -244,6 +244,10 @@ def test_elsewhere_only_who_has_the_token_is_let_in(gallery: Gallery) -> None:
     second.get("/?token=left")
     assert second.get("/api/state").status_code == 200
     assert TestClient(app, base_url=base, cookies=second.cookies).get("/api/state").status_code == 200
+    own = "; ".join(f"{name}={value}" for name, value in client.cookies.items())
+    for odd in ('prefs={"a":1}', "x=a b", "flag"):
+        bare = TestClient(app, base_url=base, headers={"cookie": f"{odd}; {own}"})
+        assert bare.get("/api/state").status_code == 200, "another program's cookie hides ours"
 
 
 @pytest.mark.parametrize(

@@ -187,7 +187,7 @@ def test_commands_name_only_data_that_are_there(tmp_path: Path) -> None:
     assert f"selfsight evaluate '{run.path}' labeled" in words, "these have no labels"
     words = page(run, replace(images, source="array of 4")).words
     assert f"selfsight embed '{run.path}' photos --out" in words
-    assert "the map, the neighbours and the looks are of array of 4" in words
+    assert "the task's own pictures, is of array of 4" in words
 
 
 def test_a_loss_at_chance_is_in_the_headline(tmp_path: Path) -> None:

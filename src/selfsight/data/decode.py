@@ -15,7 +15,7 @@ from typing import IO, Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from pillow_heif import register_heif_opener
 
 from selfsight.data.tiff import ORIENTATION, beyond_pillow, tiff_array, tiff_size
@@ -24,6 +24,17 @@ from selfsight.errors import SelfsightError
 register_heif_opener()
 Image.init()  # now, as threads that load the decoders at the same time see half of them
 
+_TURNS = Image.Transpose
+UPRIGHT = {
+    2: _TURNS.FLIP_LEFT_RIGHT,
+    3: _TURNS.ROTATE_180,
+    4: _TURNS.FLIP_TOP_BOTTOM,
+    5: _TURNS.TRANSPOSE,
+    6: _TURNS.ROTATE_270,
+    7: _TURNS.TRANSVERSE,
+    8: _TURNS.ROTATE_90,
+}
+"""What turns an image upright, by its EXIF's orientation."""
 _USUAL = [".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif"]
 EXTENSIONS = frozenset([*_USUAL, ".heic", ".heif", ".avif", ".pgm", ".ppm", ".npy"])
 UNREAD = frozenset(
@@ -310,6 +321,16 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
+def upright(image: Image.Image) -> Image.Image:
+    """Return the image turned as its EXIF says.
+
+    Not by ImageOps.exif_transpose, which writes all of the EXIF anew and fails at odd words in it.
+    """
+    image.load()  # which turns a TIFF
+    turn = UPRIGHT.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
+
+
 def _upright_size(image: Image.Image) -> tuple[int, int]:
     width, height = image.size
     turned = image.format != "TIFF" and _orientation(image) in (5, 6, 7, 8)  # Pillow turns a TIFF's size by itself
@@ -323,9 +344,7 @@ def _upright_aspect(image: Image.Image) -> float:
 
 def _from_image(image: Image.Image, recipe: Recipe) -> NDArray[np.uint8]:
     """Return (C, S, S) pixels, upright, transparency on white."""
-    image.load()
-    if _orientation(image) != 1:
-        image = ImageOps.exif_transpose(image)
+    image = upright(image)
     if image.mode in DEEP_MODES:
         return _from_array(np.asarray(image), recipe)
     if recipe.channels == 4 and len(image.getbands()) == 4:

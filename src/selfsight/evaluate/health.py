@@ -187,8 +187,8 @@ def verdict(health: Health, random: Health | None, loss: float | None, chance: f
        what the untrained network had (LOST), or if what the loss compares differs in hardly a direction
        (COLLAPSED_PROJECTIONS) or is one point. A pretext task without views, such as rotation, may lower view
        retrieval, but not spread or rank with it.
-    2. too short, if the loss has not left chance (MOVED), or, where no chance loss tells, after FEW_EPOCHS or less the
-       embeddings are in nothing better than the untrained network's (BETTER).
+    2. too short, if the loss has not left chance (MOVED), or, where no chance loss tells or the method compares views,
+       after FEW_EPOCHS or less the embeddings are in nothing better than the untrained network's (BETTER).
     3. learning.
     """
     h = health
@@ -208,19 +208,19 @@ def verdict(health: Health, random: Health | None, loss: float | None, chance: f
         return _flat(f"it differs in {h.projected:.1f} directions")
     if h.projected_std is not None and h.projected_std < COLLAPSED_STD:
         return _flat(f"spread {h.projected_std:.3f}")
-    if loss is not None and chance is not None:
-        if loss > MOVED * chance:
-            remedy = (
-                "train longer"
-                if epochs <= FEW_EPOCHS
-                else "the task is too hard or the learning rate wrong: try a third of the rate (--lr; this one's is in "
-                "config.json under optim), or weaker augmentation"
-            )
-            return Verdict(
-                "too short",
-                f"After {epochs:.0f} epochs the loss {loss:.2f} is still that of guessing ({chance:.2f}): {remedy}.",
-            )
-    elif random is not None and epochs <= FEW_EPOCHS and not _better(h, random):
+    if loss is not None and chance is not None and loss > MOVED * chance:
+        remedy = (
+            "train longer"
+            if epochs <= FEW_EPOCHS
+            else "the task is too hard or the learning rate wrong: try a third of the rate (--lr; this one's is in "
+            "config.json under optim), or weaker augmentation"
+        )
+        return Verdict(
+            "too short",
+            f"After {epochs:.0f} epochs the loss {loss:.2f} is still that of guessing ({chance:.2f}): {remedy}.",
+        )
+    told = chance is not None and h.projected is None  # two views are easily told to agree: such a loss tells little
+    if random is not None and epochs <= FEW_EPOCHS and not told and not _better(h, random):
         return Verdict(
             "too short",
             f"After {epochs:.0f} epochs the embeddings are no better than an untrained network's ({found}, {used}): "

@@ -86,6 +86,11 @@ class Summary:
         return amount_words(self.labels, self.used)
 
     @property
+    def place_used(self) -> float:
+        """By which amounts are in order, the fewest labels first: the share used, where it is known."""
+        return float(self.labels) if self.used is None else self.used
+
+    @property
     def place(self) -> float | int:
         """Where it stands on an axis: the share that the fraction came to, or the count."""
         return came_to(self.labels, self.used)

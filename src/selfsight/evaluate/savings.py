@@ -106,9 +106,14 @@ def savings(rows: Sequence[Row]) -> list[Savings]:
             if value > rising[-1]:
                 count += 1
                 beyond = max(place[a] for a in amounts if (True, a, seed) in values)
-            # Equal heights would make the inverse ambiguous: the least amount of that height is meant.
-            heights_once, first = np.unique(rising, return_index=True)
-            logs.append(float(np.interp(value, heights_once, np.array(places)[first])))
+            # Equal heights would make the inverse ambiguous: of that height the least amount is meant, and above it the
+            # rise begins at the last.
+            at = int(np.searchsorted(rising, value))
+            if 0 < at < len(places):
+                share = (value - rising[at - 1]) / (rising[at] - rising[at - 1])
+                logs.append(float(places[at - 1] + share * (places[at] - places[at - 1])))
+            else:
+                logs.append(places[min(at, len(places) - 1)])
         gain, margin = _interval(gains)
         if margin is not None:
             margin = max(margin, finest)

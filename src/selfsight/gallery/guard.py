@@ -4,10 +4,10 @@ import hmac
 import ipaddress
 import re
 from collections.abc import Awaitable, Callable
-from http.cookies import SimpleCookie
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
+from starlette.requests import cookie_parser
 from starlette.responses import PlainTextResponse, RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -86,8 +86,8 @@ class Guard:
         return None
 
     def _known(self, headers: Headers) -> bool:
-        cookies: SimpleCookie = SimpleCookie(headers.get("cookie", ""))
-        shown = cookies[self.cookie].value if self.cookie in cookies else ""
+        # Browsers send the cookies of all ports of a host: one that is written oddly must not hide ours.
+        shown = cookie_parser(headers.get("cookie", "")).get(self.cookie, "")
         return hmac.compare_digest(shown.encode(), (self.token or "").encode())
 
 

@@ -15,11 +15,11 @@ from typing import Annotated, Any
 import numpy as np
 from fastapi import Depends, FastAPI, Header, HTTPException, Query, Request
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
-from PIL import Image, ImageOps
+from PIL import Image
 from pydantic import BaseModel, Field
 
 from selfsight.data import open_images
-from selfsight.data.decode import DEEP_MODES, BadImageError, on_white, open_image, reasons
+from selfsight.data.decode import DEEP_MODES, BadImageError, on_white, open_image, reasons, upright
 from selfsight.errors import SelfsightError
 from selfsight.gallery.guard import Guard, TooLargeError
 from selfsight.gallery.state import Gallery, Order, embed_one
@@ -304,8 +304,8 @@ def _search(gallery: Gallery, content: bytes) -> list[tuple[int, float]]:
         with reasons(), open_image(io.BytesIO(content)) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise BadImageError(f"more than {MOST_PIXELS / 1e6:.0f} million pixels")
-            upright = ImageOps.exif_transpose(image)
-            pixels = np.asarray(upright if upright.mode in DEEP_MODES else on_white(upright))
+            turned = upright(image)
+            pixels = np.asarray(turned if turned.mode in DEEP_MODES else on_white(turned))
     except BadImageError as error:
         raise SelfsightError(f"this image cannot be used: {error}") from error
     spec = gallery.backbone.spec

@@ -291,24 +291,25 @@ class Gallery:
             raise SelfsightError("a classifier needs labels of two classes or more")
         names = {found.id: found.name for found in self.store.classes()}
         model = Classifier(self.backbone, LinearHead(self.backbone.dim, len(answers.classes), answers.probe))
-        run = RunFolder(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        run.write_config(
-            {
-                "task": "classification",
-                "run": str(self.folder.path),
-                "method": self.folder.config()["method"],
-                "data": self.source,
-                "classes": [names[identity] for identity in answers.classes],
-                "image_size": self.backbone.spec.image_size,
-                "stretch": self.images.stretch,
-                "backbone": spec_to_json(self.backbone.spec),
-                "model": {"head": "linear", "separator": ClassificationConfig.separator},
-                "labels": int((self.lessons()[0] >= 0).sum()),
-                "made": time.strftime("%Y-%m-%dT%H:%M:%S"),
-            }
-        )
-        run.save_method(model)
+        with self._exporting:  # pressed twice, weights and classes are of one answer
+            run = RunFolder(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            run.write_config(
+                {
+                    "task": "classification",
+                    "run": str(self.folder.path),
+                    "method": self.folder.config()["method"],
+                    "data": self.source,
+                    "classes": [names[identity] for identity in answers.classes],
+                    "image_size": self.backbone.spec.image_size,
+                    "stretch": self.images.stretch,
+                    "backbone": spec_to_json(self.backbone.spec),
+                    "model": {"head": "linear", "separator": ClassificationConfig.separator},
+                    "labels": int((self.lessons()[0] >= 0).sum()),
+                    "made": time.strftime("%Y-%m-%dT%H:%M:%S"),
+                }
+            )
+            run.save_method(model)
         return folder
 
     def facts(self, number: int) -> dict[str, Any]:

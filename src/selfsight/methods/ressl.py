@@ -31,7 +31,8 @@ class ReSSL(Taught):
 
         imagenet: ClassVar[float] = 0.999
         blur: float | None = None
-        """Twice the probability that the student's view is blurred. By default 1, and 0 for images below 64 pixels."""
+        """Probability that the student's view is blurred, the only one it sees. By default 0.5, and 0 for images below
+        64 pixels."""
         student_temperature: float = 0.1
         """Divides the student's similarities."""
         teacher_temperature: float = 0.04
@@ -45,14 +46,16 @@ class ReSSL(Taught):
 
         def fit_to(self, facts: Facts) -> Self:
             """Fill in what depends on the number and the size of the images."""
-            return replace(super().fit_to(facts), queue=self.queue or min(131_072, max(256, facts.images // 4)))
+            return replace(
+                super().fit_to(facts),
+                blur=0.5 * (facts.image_size >= 64) if self.blur is None else self.blur,
+                queue=self.queue or min(131_072, max(256, facts.images // 4)),
+            )
 
     def __init__(self, backbone: Backbone, config: Config) -> None:
         super().__init__(backbone, config, mlp(backbone.dim, config.hidden, config.projection))
         self.config = config
         self.queue = Queue(config.queue or 4096, config.projection)
-        strong, other = self.views
-        self.views = replace(strong, blur=0.5 * strong.blur), other  # the only one that the student sees
         self.gentle = View(self.views[0].size, (0.2, 1.0), hflip=config.hflip, vflip=config.vflip)  # no colours
 
     def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:

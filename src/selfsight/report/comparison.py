@@ -1,7 +1,6 @@
 """The comparison of pretext tasks: one chart, one table, and what each saw and answered side by side."""
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
@@ -16,7 +15,7 @@ from selfsight.data import ImageSet
 from selfsight.evaluate.results import BASELINES, TITLES, Row, Summary, accuracy_words, summary
 from selfsight.pictures import data_uri, examples
 from selfsight.report.looks import draw_looks
-from selfsight.report.page import METHODS, drawn, saved_pictures, sentence, write_page
+from selfsight.report.page import METHODS, drawn, noise, saved_pictures, sentence, write_page
 from selfsight.report.plots import as_image, comparison_figure
 from selfsight.run import RunFolder, folder_of, replace_file
 
@@ -138,7 +137,7 @@ def write_comparison(comparison: Comparison, images: ImageSet) -> None:
         "title": f"{len(done)} pretext task{'s' if len(done) != 1 else ''} on {Path(comparison.data).name}",
         "comparison": comparison,
         "chart": chart,
-        "sentence": best_sentence(summary(comparison.rows)),
+        "sentence": best_sentence(summary(comparison.rows), comparison.trainings),
         "table": table_of(comparison),
         "pictures": pictures,
         "measured": 2 * comparison.measured - 1,
@@ -194,17 +193,22 @@ def table_of(comparison: Comparison) -> Table:
     return Table(columns, lines)
 
 
-def best_sentence(results: Sequence[Summary]) -> str:
-    """Say which method is best with the fewest labels, beside the baselines; '' without results."""
+def best_sentence(results: Sequence[Summary], trainings: int) -> str:
+    """Say which method is best with the fewest labels, beside the baselines; '' without results.
+
+    Intervals over draws of labels know nothing of how another of so many `trainings` would have ended.
+    """
     for protocol in ("linear", "finetune", "knn"):
         own = [s for s in results if s.protocol == protocol and s.method not in BASELINES]
         if own:
-            fewest = [s for s in own if repr(s.labels) == repr(own[0].labels)]  # the fewest labels come first
+            least = min(own, key=lambda s: s.place_used)
+            fewest = [s for s in own if repr(s.labels) == repr(least.labels)]
             best = max(fewest, key=lambda s: s.mean)
-            close = [s for s in fewest if best.mean - s.mean <= math.hypot(best.margin or 0, s.margin or 0)]
+            close = [s for s in fewest if best.mean - s.mean <= noise(best, s.margin or 0)]
             others = " and ".join(s.method for s in close if s is not best)
             part = [s for s in results if s.protocol == protocol and s.method in (best.method, *BASELINES)]
-            ahead = f"{best.method} is ahead" + (f", not clearly of {others}" if others else "") + ". "
+            once = " in this one training of each" if trainings == 1 else ""
+            ahead = f"{best.method} is ahead{once}" + (f", not clearly of {others}" if others else "") + ". "
             if any(s.margin is None for s in fewest):
                 ahead = f"{best.method} has the highest value, of one measurement each. "
             return (ahead if len(fewest) > 1 else "") + sentence(part)

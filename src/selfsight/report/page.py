@@ -101,7 +101,7 @@ def write_report(run: RunFolder, images: ImageSet, device: torch.device) -> Path
         "backbone": backbone.spec,
         "seconds": _last(metrics, "seconds"),
         "verdict": _verdict(health, random, metrics),
-        "headlines": HEADLINES,
+        "headlines": HEADLINES | ({"learning": "Not trained here"} if "converted" in config else {}),
         "cards": _cards(health, random, metrics),
         "plots": training_plots(metrics),
         "pictures": saved_pictures(run.path / "pictures"),
@@ -161,7 +161,8 @@ def _last(metrics: Sequence[dict[str, str]], column: str, share: float = 0.0) ->
 
 def _verdict(health: Health, random: Health, metrics: Sequence[dict[str, str]]) -> Verdict:
     loss, chance = _last(metrics, "loss", 0.1), _last(metrics, "chance", 0.1)
-    return verdict(health, random, loss, chance, _last(metrics, "epoch") or 0.0)
+    epochs = _last(metrics, "epoch")  # none where it was not trained here, which no words of training fit
+    return verdict(health, random, loss, chance, math.inf if epochs is None else epochs)
 
 
 def _cards(health: Health, random: Health, metrics: Sequence[dict[str, str]]) -> list[Card]:
@@ -234,7 +235,7 @@ def sentence(results: Sequence[Summary]) -> str:
     part = [s for s in results if s.protocol == protocol and s.method not in BASELINES]
     if protocol is None or not part:
         return ""
-    own = part[0]  # the fewest labels come first
+    own = min(part, key=lambda s: s.place_used)
     alike = (protocol, repr(own.labels))  # by repr: all of them, 1.0, is not one a class, 1
     others = [s for s in results if (s.protocol, repr(s.labels)) == alike and s.method in BASELINES]
     amount = labels_words(own.labels, own.used)
@@ -249,12 +250,17 @@ def sentence(results: Sequence[Summary]) -> str:
     best, margin, _ = max(rivals, key=lambda rival: rival[0])
     if own.margin is None or margin is None:
         return words + " (one run: no interval)."
-    gap, noise = own.mean - best, math.hypot(own.margin, margin)
-    if gap > noise:
+    gap, least = own.mean - best, noise(own, margin)
+    if gap > least:
         return f"{words}: {gap * 100:.1f} points more than the best of these."
-    if gap < -noise:
+    if gap < -least:
         return f"{words}: pretraining has not paid yet here, {-gap * 100:.1f} points less than the best of these."
     return f"{words}: no clear difference, the intervals overlap."
+
+
+def noise(own: Summary, margin: float) -> float:
+    """Return by how much a mean must differ from another of this margin to tell anything: one test image at least."""
+    return max(math.hypot(own.margin or 0, margin), 1.000001 / own.tested if own.tested else 0.0)
 
 
 def saved_pictures(folder: Path) -> list[tuple[str, str]]:

@@ -18,8 +18,8 @@ from selfsight.search.facts import bits
 from selfsight.search.index import Entry, Index, nearest, unit
 
 Kind = Literal["exact", "near", "burst"]
-CHUNK = 512
-"""Images that are compared with all others at once."""
+CHUNK, MOST = 512, 2**26
+"""Images that are compared with all others at once, and the largest number of comparisons: 12 bytes each."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,9 @@ def find_pairs(entries: Sequence[Entry], vectors: NDArray[np.float32], config: D
     matrix, looks = unit(vectors), bits([entry.look for entry in entries])
     times = np.array([np.datetime64(entry.taken or "NaT", "us") for entry in entries])
     pause = np.timedelta64(timedelta(seconds=config.burst_seconds))
-    for start in range(0, len(entries), CHUNK):
-        rows = np.arange(start, min(start + CHUNK, len(entries)))
+    chunk = max(1, min(CHUNK, MOST // max(len(entries), 1)))
+    for start in range(0, len(entries), chunk):
+        rows = np.arange(start, min(start + chunk, len(entries)))
         similarities = matrix[rows] @ matrix.T  # (n, N)
         others = nearest(similarities, config.neighbours + 1)  # itself among them
         found = np.take_along_axis(similarities, others, 1)

@@ -113,7 +113,7 @@ def _open(
     size, channels = backbone.spec.image_size, backbone.spec.channels
     if rows and len(rows) == len(listing.names):
         alike: dict[str, Any] = {"image_size": size, "channels": channels, "stretch": stretch}
-        yield open_images(data, cache=cache, cache_dir=cache_dir, **alike)
+        yield open_images(data, cache=cache, cache_dir=cache_dir, verify=True, **alike)
         return
     for start in range(0, len(rows), BATCH * PUT):
         some = rows[start : start + BATCH * PUT]

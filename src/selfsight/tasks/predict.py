@@ -11,13 +11,13 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from selfsight.backbones import Backbone, create, read_safetensors, spec_from_json
 from selfsight.data import ImageSet, Skipped, in_order, open_images, write_skipped
 from selfsight.data.augment import whole as squares
-from selfsight.data.decode import BadImageError, Stretch, not_a_file, read_size
+from selfsight.data.decode import BadImageError, Stretch, not_a_file, read_size, upright
 from selfsight.data.folder import printable
 from selfsight.errors import SelfsightError
 from selfsight.evaluate.features import evaluating
@@ -331,9 +331,9 @@ def _shown(images: ImageSet, row: int) -> Tensor:
             raise FileNotFoundError
         with Image.open(images.files[row]) as image:
             image.thumbnail((LONGEST, LONGEST))
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode == "RGB" and abs(upright.width / upright.height / float(images.aspect[row]) - 1) < 0.02:
-                return torch.from_numpy(np.array(upright)).permute(2, 0, 1).contiguous()
+            turned = upright(image)
+            if turned.mode == "RGB" and abs(turned.width / turned.height / float(images.aspect[row]) - 1) < 0.02:
+                return torch.from_numpy(np.array(turned)).permute(2, 0, 1).contiguous()
     except OSError:
         pass  # what the library reads and Pillow alone does not: the decoded pixels will do
     pixels = images.in_shape(row)
