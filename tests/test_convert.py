@@ -111,7 +111,8 @@ def test_an_efficientnet_with_efficientnet_pytorchs_names(tmp_path: Path) -> Non
     torch.manual_seed(0)
     model = create(plan("tf_efficientnet_b0", SIZE, 3, IMAGENET_MEAN, IMAGENET_STD, pretrained=True)).eval()
     parts = ["_expand_conv", "_bn0", "_depthwise_conv", "_bn1", "_se_reduce", "_se_expand", "_project_conv", "_bn2"]
-    state, blocks = {"_fc.weight": torch.zeros(1000, 1280)}, [b for stage in model.model.blocks for b in stage]
+    others = {"net._fc.weight": torch.zeros(1000, 1280), "net.step": torch.zeros(1), "net._blocks.x.y": torch.zeros(1)}
+    state, blocks = dict(others), [b for stage in model.model.blocks for b in stage]
     outer = [("_conv_stem", "conv_stem"), ("_bn0", "bn1"), ("_conv_head", "conv_head"), ("_bn1", "bn2")]
     modules = [(name, model.model.get_submodule(own)) for name, own in outer]
     for number, block in enumerate(blocks):

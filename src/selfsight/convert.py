@@ -161,12 +161,14 @@ def _as_timm(part: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str,
     blocks = list(dict.fromkeys(".".join(name.split(".")[:3]) for name in wanted if name.startswith("blocks.")))
     renamed = {}
     for name, value in part.items():
-        first, number, *rest = name.split(".")
+        first, _, rest = name.partition(".")
+        number, _, inner = rest.partition(".")
+        own, _, last = inner.partition(".")
+        names = EXPANDING if f"_blocks.{number}._expand_conv.weight" in part else PLAIN
         if first in EFFICIENTNET:
-            renamed[f"{EFFICIENTNET[first]}.{number}"] = value
-        elif first == "_blocks" and int(number) < len(blocks):
-            names = EXPANDING if f"_blocks.{number}._expand_conv.weight" in part else PLAIN
-            renamed[".".join([blocks[int(number)], names[rest[0]], *rest[1:]])] = value
+            renamed[f"{EFFICIENTNET[first]}.{rest}"] = value
+        elif first == "_blocks" and number.isdigit() and int(number) < len(blocks) and own in names:
+            renamed[f"{blocks[int(number)]}.{names[own]}.{last}"] = value
     return renamed
 
 

@@ -35,11 +35,9 @@ class DINO(MultiCrop):
     class Config(MultiCrop.Config):
         """DINO's hyperparameters; six of them change with the logarithm of the number of images."""
 
-        doublings: ClassVar[int] = 6
-        """How often the default of `prototypes` doubles from 100,000 images to ImageNet's."""
+        doublings: ClassVar[int] = 6  # of the default of `prototypes`, from 100,000 images to ImageNet's
         prototypes: int | None = None
-        """Directions that views are assigned to; by default 1,024 up to 100,000 images; for ImageNet 65,536, with iBOT
-        8,192."""
+        """Directions that views are assigned to; default 1,024 up to 100,000 images, ImageNet 65,536 (iBOT 8,192)."""
         hidden: int | None = None
         """Width of the head's two hidden layers; by default 512 up to 100,000 images, 2,048 for ImageNet."""
         bottleneck: int = 256
@@ -57,8 +55,7 @@ class DINO(MultiCrop):
         trainings of under 2,000 steps. By default 0.99 up to 100,000 images, 0.996 for ImageNet."""
         centring: Literal["mean", "sinkhorn"] | None = None
         """What keeps the teacher from one answer for all: its mean answer is taken away, or a batch's answers spread
-        over all prototypes (SwAV, DINOv2); by default sinkhorn, and mean from ImageNet's 1.28 million images on, where
-        KoLeo is 0: both together are worse than either."""
+        over all prototypes (SwAV, DINOv2); by default mean for ImageNet, where there is no KoLeo, else sinkhorn."""
         centre_momentum: float = 0.9
         """Of the mean of the teacher's answers that is taken from them; less in trainings of under 200 steps."""
         freeze: float = 0.02
