@@ -45,16 +45,16 @@ def pretrain(data: Any, method: str, config: Pretrain, method_config: Method.Con
     if config.resume and run.weights_file.exists():  # a cluster may begin a job again after its end
         saved = run.config()
         require_same(run, saved["pretrain"], config, Pretrain())
-        path, there = isinstance(data, str | Path), True
-        if path:  # an ended run needs no images; where they are, they must be its own
-            same, there = _alike(saved["data"], str(data)), Path(str(data)).exists()
-        digest = prepare(data, config)[0].digest() if there else None
-        same = same if path else saved["data_digest"] == digest
+        named, unchanged = isinstance(data, str | Path), True
+        if not named or Path(str(data)).exists():  # an ended run needs no images; where they are, they must be its own
+            digest = prepare(data, config)[0].digest()
+            unchanged = saved.get("data_digest", digest) == digest
+        same = _alike(saved["data"], str(data)) if named else unchanged
         if saved["method"] != method or not same:
             raise SelfsightError(f"--out {run.path}: is {saved['method']} on {saved['data']}; choose another folder")
         if method_config is not None:
             require_same(run, saved["method_config"], method_config, type(method_config)())
-        if path and digest not in (None, saved.get("data_digest", digest)):
+        if not unchanged:
             raise SelfsightError(f"--resume {run.path}: is finished, and the images have changed; choose another --out")
         if saved.get("source") not in (None, methods.source(method)):
             say(f"--resume {run.path}: {method} has changed since then; for what it is now, choose another --out")
