@@ -89,7 +89,7 @@ def measure(name: str, batch_size: int, arguments: Arguments, device: torch.devi
 
     parts = (part for value in vars(method).values() for part in (value if isinstance(value, tuple) else (value,)))
     large = max((part for part in parts if isinstance(part, View)), key=lambda view: view.size)
-    with backbones.plain_attention(method, device):
+    with backbones.quick_on_cpu(method, device):
         whole = milliseconds(step, arguments.steps, device)
     view = milliseconds(lambda: large(batch), arguments.steps, device)
     speed = 1000 * batch_size / whole

@@ -206,9 +206,9 @@ def test_attention_on_a_cpu_is_plain_for_a_block_and_the_same(fused: list[bool])
     with torch.no_grad():
         expected, depth = backbone(x), len(fused)
         assert depth == len(backbone.model.blocks)
-        with backbones.plain_attention(torch.nn.Sequential(backbone), torch.device("cpu")):
+        with backbones.quick_on_cpu(torch.nn.Sequential(backbone), torch.device("cpu")):
             assert torch.allclose(backbone(x), expected, atol=1e-5)
-        with pytest.raises(ValueError, match="amiss"), backbones.plain_attention(backbone, torch.device("cpu")):
+        with pytest.raises(ValueError, match="amiss"), backbones.quick_on_cpu(backbone, torch.device("cpu")):
             raise ValueError("amiss")
         assert len(fused) == depth
         backbone(x)
@@ -218,14 +218,14 @@ def test_attention_on_a_cpu_is_plain_for_a_block_and_the_same(fused: list[bool])
 @pytest.mark.parametrize(("size", "device"), [(32, "cuda"), (272, "cpu")])
 def test_attention_stays_fused_on_gpus_and_for_many_patches(size: int, device: str, fused: list[bool]) -> None:
     backbone = backbones.create(backbones.plan("test_vit", size, 3, MEAN, STD)).eval()
-    with backbones.plain_attention(backbone, torch.device(device)):
+    with backbones.quick_on_cpu(backbone, torch.device(device)):
         backbone(torch.rand(1, 3, size, size))
     assert len(fused) == len(backbone.model.blocks)
 
 
 def test_attention_stays_fused_for_larger_images_than_the_backbones_own(fused: list[bool]) -> None:
     backbone = backbones.create(backbones.plan("test_vit", 32, 3, MEAN, STD)).eval()
-    with torch.no_grad(), backbones.plain_attention(backbone, torch.device("cpu"), side=32 * 17):
+    with torch.no_grad(), backbones.quick_on_cpu(backbone, torch.device("cpu"), side=32 * 17):
         backbone(torch.rand(1, 3, 32, 32))
     assert len(fused) == len(backbone.model.blocks)
 

@@ -2,8 +2,8 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
@@ -20,6 +20,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from selfsight import wide_resnet as wide_resnet  # makes itself known to timm
+from selfsight.cpu import quick
 from selfsight.errors import SelfsightError
 
 SMALL = 64
@@ -283,23 +284,14 @@ class Backbone(nn.Module):
         return maps
 
 
-@contextmanager
-def plain_attention(module: nn.Module, device: torch.device, side: int | None = None) -> Iterator[None]:
-    """Have ViTs' attention on a CPU computed by matrix products for the block, not by torch's fused kernel.
+def quick_on_cpu(module: nn.Module, device: torch.device, side: int | None = None) -> AbstractContextManager[None]:
+    """Return a block in which the module is computed as is fastest on a CPU, if this device is one: see `cpu.quick`.
 
-    In bfloat16 that takes up to twice as long there, in float32 as long. It needs less memory, so it stays where images
-    of this side, by default a backbone's own, have more than MOST_PATCHES patches, and on GPUs.
+    `side` is that of its images in pixels, by default that of a backbone's own: where ViTs have more than MOST_PATCHES
+    patches of them, their attention stays as it is, which needs less memory.
     """
     many = any(part.patches(side) > MOST_PATCHES for part in module.modules() if isinstance(part, Backbone))
-    layers: list[Any] = [part for part in module.modules() if getattr(part, "fused_attn", False)]
-    changed = [] if many or device.type != "cpu" else layers
-    for layer in changed:
-        layer.fused_attn = False
-    try:
-        yield
-    finally:
-        for layer in changed:
-            layer.fused_attn = True
+    return quick(module, device, many_patches=many)
 
 
 def with_stem(spec: BackboneSpec, stride: int, padding: int) -> BackboneSpec:

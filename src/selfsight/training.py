@@ -246,7 +246,7 @@ def fit(module: "Trainee", device: torch.device) -> None:
     config, checkpoint = module.config, module.run.checkpoint_file
     bf16 = config.precision == "bf16" or (config.precision == "auto" and fast_bf16(device))
     logged = loggers(module.run, config.wandb)
-    with quiet_lightning(), backbones.plain_attention(module, device), logged as written_to:
+    with quiet_lightning(), backbones.quick_on_cpu(module, device), logged as written_to:
         trainer = L.Trainer(
             max_epochs=-1,
             accelerator="gpu" if device.type == "cuda" else "cpu",

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from selfsight.backbones import Backbone, plain_attention
+from selfsight.backbones import Backbone, quick_on_cpu
 from selfsight.data.augment import whole
 from selfsight.data.images import ImageSet
 from selfsight.data.loader import in_order
@@ -30,7 +30,7 @@ def evaluating(module: nn.Module, side: int | None = None) -> Iterator[None]:
     device = next((weights.device for weights in module.parameters()), torch.device("cpu"))
     module.eval()
     try:
-        with torch.inference_mode(), plain_attention(module, device, side):
+        with torch.inference_mode(), quick_on_cpu(module, device, side):
             yield
     finally:
         for part, training in before.items():

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from selfsight.backbones import Backbone, plain_attention
+from selfsight.backbones import Backbone, quick_on_cpu
 from selfsight.data.augment import View
 from selfsight.data.images import ImageSet
 from selfsight.data.loader import Loader
@@ -144,7 +144,7 @@ def finetune(
     repeated = np.tile(rows, math.ceil(config.batch_size / len(rows)))
     loader = Loader(images, repeated, config.batch_size, device, seed=seed)
     targets = torch.from_numpy(labels).to(device)
-    with torch.random.fork_rng(devices=[]), plain_attention(model, device), bar(transient=True) as progress:
+    with torch.random.fork_rng(devices=[]), quick_on_cpu(model, device), bar(transient=True) as progress:
         torch.manual_seed(seed)
         task = progress.add_task("fine-tune" if probe else "scratch", total=steps, unit="steps", note="")
         for step, batch in enumerate(islice(loader.stream(0), steps)):

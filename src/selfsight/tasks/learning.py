@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from selfsight import optim
-from selfsight.backbones import plain_attention
+from selfsight.backbones import quick_on_cpu
 from selfsight.errors import SelfsightError, StoppedError
 from selfsight.evaluate.finetune import RATE_BATCH, peak
 from selfsight.memory import enough_memory
@@ -110,7 +110,7 @@ def learn(learner: "Learner", device: torch.device) -> None:
     """
     config, run = learner.config, learner.run
     bf16 = config.precision == "bf16" or (config.precision == "auto" and fast_bf16(device))
-    with quiet_lightning(), plain_attention(learner, device, learner.job.image_size):
+    with quiet_lightning(), quick_on_cpu(learner, device, learner.job.image_size):
         trainer = L.Trainer(
             max_epochs=-1,
             accelerator="gpu" if device.type == "cuda" else "cpu",
