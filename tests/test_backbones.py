@@ -230,6 +230,16 @@ def test_attention_stays_fused_for_larger_images_than_the_backbones_own(fused: l
     assert len(fused) == len(backbone.model.blocks)
 
 
+@pytest.mark.parametrize("name", ["vit_base_patch16_siglip_224", "beit3_base_patch16_224"])
+def test_what_takes_no_part_in_the_mean_of_tokens_is_not_trained(name: str) -> None:
+    """Several processes would wait for its gradient."""
+    spec = backbones.plan(name, 32, 3, MEAN, STD, patch_size=16 if "siglip" in name else None, mean_tokens=True)
+    backbone = backbones.create(spec)
+    backbone(torch.rand(2, 3, 32, 32)).square().sum().backward()
+    left = [name for name, w in backbone.named_parameters() if w.requires_grad and w.grad is None]
+    assert left == []
+
+
 def test_a_size_without_a_patch_is_named() -> None:
     with pytest.raises(SelfsightError, match="--image-size 75"):
         backbones.plan("vit_tiny_patch16_224", 75, 3, MEAN, STD)

@@ -1,5 +1,6 @@
 """The command line: verbs work end to end, results as JSON on stdout, one-line errors, exit codes."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -183,6 +184,11 @@ def test_methods_are_listed_with_their_papers(
         (["show", "/no/such/run"], 1, "/no/such/run: not a run"),
         (["compare", "--help"], 0, "--finetune.lr"),
         (["compare", "x", "--methods", "nosuch"], 1, "nosuch: no such method"),
+        (["predict", "x", "y", "--score", "50"], 1, "--score 50.0: must be a share in [0, 1]"),
+        (["duplicates", "x", "y", "--burst-seconds", "inf"], 1, "--burst-seconds inf: must be 0 to 86,400"),
+        (["train", "detection", "x", "y", "--workers", "-1"], 1, "--workers -1: must be 0 or more"),
+        (["evaluate", "x", "y", "--batch-size", "0"], 1, "--batch-size 0: must be above 0"),
+        (["evaluate", "x", "y", "--label-smoothing", "2"], 1, "--label-smoothing 2.0: must be a share below 1"),
     ],
 )
 def test_usage_and_errors(
@@ -200,6 +206,19 @@ def test_usage_and_errors(
     if code == 1:
         assert len(captured.err.strip().splitlines()) == 1
     assert not list(tmp_path.iterdir()), "a failed command leaves nothing behind"
+
+
+def test_what_the_system_refuses_is_said_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fill(argv: list[str]) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", *argv)
+
+    monkeypatch.setitem(cli.VERBS, "embed", fill)
+    assert selfsight(monkeypatch, "embed", "x.npz") == 1
+    assert capsys.readouterr().err == "selfsight: x.npz: no space left on device\n"
+    with pytest.raises(OSError, match="No space left"):  # of what, is in the traceback alone
+        selfsight(monkeypatch, "embed")
 
 
 def test_evaluating_images_without_labels_says_what_to_do(

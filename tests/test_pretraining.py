@@ -1,5 +1,6 @@
 """The run around the learning: its folder, what is written there, and what is refused."""
 
+import math
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -9,16 +10,20 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from selfsight import backbones, pretraining
-from selfsight.api import Run
+from selfsight.api import Run, load
 from selfsight.data import ImageSet
+from selfsight.data.images import Batch
 from selfsight.errors import SelfsightError, StoppedError
 from selfsight.locks import locked
 from selfsight.methods import Facts
 from selfsight.methods.deepcluster_v2 import DeepClusterV2
 from selfsight.methods.simclr import SimCLR
+from selfsight.methods.wmse import WMSE
 from selfsight.pretraining import pretrain
+from selfsight.processes import expect, leads
 from selfsight.run import RunFolder
 from selfsight.training import Pretrain, Trainee, fit, prepare
 from tests.test_training import Digits, train
@@ -172,6 +177,100 @@ def test_a_run_does_not_go_on_with_another_split(
     assert pretrain(data, "simclr", Pretrain(out=tmp_path / "run", resume=True)), "a finished run needs none"
 
 
+def test_a_run_of_two_processes_goes_on_with_two_though_they_are_not_asked_for_again(
+    digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else each helper would think that it leads, and find the folder locked."""
+    run = RunFolder(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(SimCLR, "after_step", lambda *_: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(StoppedError):
+            train(digits[0][:64], run.path, epochs=4, batch_size=16)
+    config = run.config()
+    run.write_config(config | {"pretrain": config["pretrain"] | {"devices": 2}})
+
+    def met(*_: object) -> None:
+        monkeypatch.setenv("LOCAL_RANK", "1")
+        raise RuntimeError("leads" if leads() else "helps")
+
+    monkeypatch.setattr("selfsight.pretraining.fit", met)
+    with pytest.raises(RuntimeError, match="helps"):
+        pretrain(digits[0][:64], "simclr", Pretrain(out=run.path, resume=True))
+    expect(1)
+
+
+def test_a_finished_run_needs_none_of_its_flags_again(digits: Digits, tmp_path: Path) -> None:
+    """A cluster may begin its job again: the images are compared as the run saw them, and limits are its own."""
+    config = Pretrain(out=tmp_path / "run", image_size=16, channels=1, epochs=1, batch_size=32, backbone="test_resnet")
+    photos = np.random.default_rng(0).integers(0, 256, (64, 40, 40), dtype=np.uint8)
+    many = DeepClusterV2.Config(prototypes=500)
+    pretrain(photos, "deepcluster_v2", config, many)
+    assert RunFolder(tmp_path / "run").config()["method_config"]["prototypes"] < 500
+    again = Pretrain(out=tmp_path / "run", resume=True)
+    assert pretrain(photos, "deepcluster_v2", again, many)
+    assert pretrain(photos, "deepcluster_v2", again)
+
+
+def test_a_converted_run_is_not_resumed(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.write_config({"method": "simclr", "data": ""})
+    run.weights_file.write_bytes(b"")
+    with pytest.raises(SelfsightError, match="was converted, not trained here"):
+        pretrain(tmp_path, "simclr", Pretrain(out=run.path, resume=True))
+
+
+def test_a_model_of_labels_is_not_overwritten(digits: Digits, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.write_config({"task": "classification", "run": "runs/a", "backbone": {}})
+    for resume in (False, True):
+        with pytest.raises(SelfsightError, match="holds a model that `selfsight train` made"):
+            train(digits[0][:64], run.path, resume=resume)
+    with pytest.raises(SelfsightError, match=r"`predict` and `export` take; name the run it was made from: runs/a"):
+        load(run.path)
+
+
+def test_features_that_are_not_finite_end_a_training_in_one_line(
+    digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """W-MSE decomposes their covariance, which has no decomposition then."""
+    forward = WMSE.forward
+
+    def poisoned(self: WMSE, batch: Batch, progress: float) -> dict[str, Tensor]:
+        next(self.parameters()).data.fill_(math.nan)
+        return forward(self, batch, progress)
+
+    monkeypatch.setattr(WMSE, "forward", poisoned)
+    config = Pretrain(out=tmp_path / "run", epochs=1, batch_size=64, backbone="test_resnet")
+    with pytest.raises(SelfsightError, match=r"step 0: .*try a lower --lr or --clip 1"):
+        pretrain(digits[0][:128], "wmse", config)
+
+
+def test_labels_are_not_learned_of_a_neighbours_pixels(
+    tmp_path: Path, digits: Digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a cache a file that is damaged behind its header would be replaced by a neighbour when it is met."""
+    for i, (pixels, label) in enumerate(zip(digits[0][:40], digits[1][:40], strict=True)):
+        file = tmp_path / "data" / str(label % 2) / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(file)
+    damaged = tmp_path / "data" / "0" / "0.png"
+    damaged.write_bytes(damaged.read_bytes()[:60])
+    config = Pretrain(cache=False)
+    assert prepare(tmp_path / "data", config)[1].images == 40
+    assert prepare(tmp_path / "data", config, verify=True)[1].images == 39
+    asked: list[bool] = []
+
+    def noted(*_: object, verify: bool) -> None:
+        asked.append(verify)
+        raise SelfsightError("seen")
+
+    for method in ("supcon", "simclr"):
+        monkeypatch.setattr("selfsight.pretraining.prepare", noted)
+        with pytest.raises(SelfsightError, match="seen"):
+            pretrain(tmp_path / "data", method, Pretrain(out=tmp_path / method))
+    assert asked == [True, False]
+
+
 def test_two_trainings_never_share_a_folder(digits: Digits, tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
     with locked(run.lock_file, "", wait=False):
@@ -216,9 +315,9 @@ def test_a_run_goes_on_with_what_was_chosen_for_it_and_with_nothing_else(
     begun = stopped.config()
     seen: list[Pretrain] = []
 
-    def noted(data: object, config: Pretrain) -> tuple[ImageSet, Facts]:
+    def noted(data: object, config: Pretrain, *, verify: bool) -> tuple[ImageSet, Facts]:
         seen.append(config)
-        return prepare(data, config)
+        return prepare(data, config, verify=verify)
 
     monkeypatch.setattr(pretraining, "prepare", noted)
     # On a machine where other things would be chosen: the run's own count.

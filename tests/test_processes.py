@@ -46,6 +46,14 @@ def test_a_second_training_of_several_processes_in_a_program_is_refused(monkeypa
     assert leads()
 
 
+def test_an_interactive_python_starts_no_helpers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning would fork it, and what the forked processes learned would be lost."""
+    monkeypatch.setattr("sys.ps1", ">>> ", raising=False)
+    expect(1)
+    with pytest.raises(SelfsightError, match="a notebook or an interactive Python can't start other processes"):
+        expect(2)
+
+
 def test_slurm_keeps_no_checkpoints_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_NTASKS", raising=False)
     assert cluster() == []

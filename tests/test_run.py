@@ -25,6 +25,12 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
+def test_a_file_may_have_the_longest_name_that_there_is(tmp_path: Path) -> None:
+    path = tmp_path / ("猫" * 83 + ".txt")  # 253 bytes
+    replace_file(path, lambda temporary: temporary.write_text("x"))
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
 def test_metrics_take_new_columns_and_forget_what_was_after_a_checkpoint(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     run.append_metrics({"step": 1, "loss": 2.5})

@@ -310,6 +310,11 @@ def load(path: str | Path) -> Run:
     Raises SelfsightError where there is none, or where it has not finished.
     """
     run = Run(RunFolder(Path(path)))
+    if "task" in run.folder.config():
+        raise SelfsightError(
+            f"{path}: is a model that `selfsight train` made, which `predict` and `export` take; name the run it was "
+            f"made from: {run.folder.config().get('run')}"
+        )
     if "backbone" not in run.folder.config() or not run.folder.weights_file.exists():
         raise SelfsightError(f"{path}: not finished; continue it with `selfsight pretrain … --resume --out {path}`")
     return run

@@ -188,6 +188,10 @@ class Backbone(nn.Module):
                 f"--image-size {spec.image_size}: {spec.name} shrinks images {reduction} times; "
                 f"use --image-size {reduction} or larger"
             )
+        if spec.mean_tokens:  # what timm takes features by instead: several processes would wait for its gradients
+            for unused in (getattr(model, "attn_pool", None), getattr(model, "fc_norm", None)):
+                if unused is not None:
+                    unused.requires_grad_(False)
         self.model = model
         self.reduction = reduction
         self.hierarchical = len(set(strides)) > 1

@@ -253,7 +253,7 @@ def select_verb(argv: list[str]) -> None:
         """typical: one from the midst of each cluster; diverse: far from each other; uncertain: those of which
         a classifier, trained on the labels so far, is least sure; both: of these, ones that differ; random."""
         seed: int = 0
-        """Of the clusters, and of random."""
+        """Seed of the clusters, and of random."""
         ignore_labels: bool = False
         """Choose among all images: where the subfolders are albums, not classes."""
         out: Path | None = None
@@ -485,8 +485,8 @@ def convert_verb(argv: list[str]) -> None:
         std: tuple[float, ...] = IMAGENET_STD
         """Standard deviation of each channel."""
         heads: int | None = None
-        """Of a ViT's attention, where they are not as many as timm's: solo-learn's MAE and MoCo v3 have 12 in the tiny
-        and the small one. The file doesn't tell."""
+        """Heads of a ViT's attention, where they are not as many as timm's: solo-learn's MAE and MoCo v3 have 12 in the
+        tiny and the small one. The file doesn't tell."""
         mean_tokens: bool = False
         """Features are the mean of a ViT's patches, as MAE's mostly are, instead of the class token."""
         shared: OmitArgPrefixes[Shared] = field(default_factory=Shared)
@@ -578,6 +578,11 @@ def dispatch(argv: list[str]) -> None:
         VERBS[argv[0]](argv[1:])
     except SelfsightError as error:
         Console(stderr=True).print(f"selfsight: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        raise SystemExit(1) from None
+    except OSError as error:  # a full disk, a folder that must not be written, a file where a folder should be
+        if error.filename is None or isinstance(error, BrokenPipeError):
+            raise
+        say(f"selfsight: {error.filename}: {(error.strerror or str(error)).lower()}")
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         say("selfsight: interrupted")

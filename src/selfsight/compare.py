@@ -36,8 +36,8 @@ class CompareConfig:
     teacher: str | None = None
     """Whom distill learns from: a run's folder or the name of a timm model."""
     trainings: int = 1
-    """Of each method, with --seed and those after it. With two or more, intervals are over trainings, of which each
-    counts with the mean of its draws of labels; with one they are over these draws."""
+    """Trainings of each method, with --seed and those after it. With two or more, intervals are over trainings, of
+    which each counts with the mean of its draws of labels; with one they are over these draws."""
 
     def __post_init__(self) -> None:
         if self.trainings < 1:

@@ -6,6 +6,7 @@ the user is told.
 
 import hashlib
 import json
+import os
 import secrets
 import sys
 from dataclasses import asdict, replace
@@ -42,30 +43,18 @@ def pretrain(data: Any, method: str, config: Pretrain, method_config: Method.Con
     cls = methods.get(method)
     expect(config.devices * config.nodes)
     run = RunFolder(config.out or Path("runs") / f"{name_of(data)}-{method.rpartition(':')[2]}")
+    asked = method_config or cls.Config()
     if config.resume and run.weights_file.exists():  # a cluster may begin a job again after its end
-        saved = run.config()
-        require_same(run, saved["pretrain"], config, Pretrain())
-        named, unchanged = isinstance(data, str | Path), True
-        if not named or Path(str(data)).exists():  # an ended run needs no images; where they are, they must be its own
-            digest = prepare(data, config)[0].digest()
-            unchanged = saved.get("data_digest", digest) == digest
-        same = _alike(saved["data"], str(data)) if named else unchanged
-        if saved["method"] != method or not same:
-            raise SelfsightError(f"--out {run.path}: is {saved['method']} on {saved['data']}; choose another folder")
-        if method_config is not None:
-            require_same(run, saved["method_config"], method_config, type(method_config)())
-        if not unchanged:
-            raise SelfsightError(f"--resume {run.path}: is finished, and the images have changed; choose another --out")
-        if saved.get("source") not in (None, methods.source(method)):
-            say(f"--resume {run.path}: {method} has changed since then; for what it is now, choose another --out")
+        _require_own(run, data, method, config, asked)
         say(f"{run.path}: is finished")
         return run if leads() else None
     _require_free(run, config)
-    resumed, asked = run.config() if run.checkpoint_file.exists() else None, method_config or cls.Config()
+    resumed = run.config() if run.checkpoint_file.exists() else None
     if resumed is not None:
         config, method_config = _resumed(run, method, config, type(asked))
+        expect(config.devices * config.nodes)  # they need not be asked for again
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    images, facts = prepare(data, config)
+    images, facts = prepare(data, config, verify=cls.supervised)
     settings = (method_config or cls.Config()).fit_to(facts)
     if resumed is None:
         module = begin(cls, settings, images, facts, run, config)
@@ -96,8 +85,10 @@ def _train(module: Trainee, method: str, facts: Facts, device: torch.device) -> 
     if leads():
         _announce(module, method, facts, device)
     tune_allocator()
-    fit(module, device)
-    part()
+    try:
+        fit(module, device)
+    finally:
+        part()
     if not module.trainer.is_global_zero:
         return None
     write_skipped(run.skipped_file, images.skipped)  # without a cache damage shows when a file is read
@@ -123,8 +114,34 @@ def _train(module: Trainee, method: str, facts: Facts, device: torch.device) -> 
     return run
 
 
+def _require_own(run: RunFolder, data: Any, method: str, config: Pretrain, asked: Method.Config) -> None:
+    """Raise SelfsightError where the finished run is not what is asked for."""
+    saved = run.config()
+    if "pretrain" not in saved:
+        raise SelfsightError(f"--resume {run.path}: was converted, not trained here; choose another --out")
+    other = SelfsightError(f"--out {run.path}: is {saved['method']} on {saved['data']}; choose another folder")
+    named = isinstance(data, str | Path)
+    if saved["method"] != method or (named and not _alike(saved["data"], str(data))):
+        raise other
+    begun, _ = _resumed(run, method, config, type(asked))
+    chosen = None
+    if not named or Path(data).exists():  # an ended run needs no images; where they are, they must be its own
+        images, facts = prepare(data, begun, verify=methods.get(method).supervised)
+        if saved.get("data_digest", images.digest()) != images.digest():
+            changed = f"--resume {run.path}: is finished, and the images have changed; choose another --out"
+            raise SelfsightError(changed) if named else other
+        chosen = asked.fit_to(facts)
+    require_same(run, saved["method_config"], asked, type(asked)(), chosen=chosen)
+    if saved.get("source") not in (None, methods.source(method)):
+        say(f"--resume {run.path}: {method} has changed since then; for what it is now, choose another --out")
+
+
 def _require_free(run: RunFolder, config: Pretrain) -> None:
-    """Raise SelfsightError where the folder holds a finished run, or one that has begun and is not to be resumed."""
+    """Raise SelfsightError where the folder holds a finished run, one that has begun and is not to be resumed, or a
+    model of labels.
+    """
+    if run.config_file.exists() and "task" in run.config():
+        raise SelfsightError(f"--out {run.path}: holds a model that `selfsight train` made; choose another folder")
     if run.weights_file.exists() or (run.checkpoint_file.exists() and not config.resume):
         done = "is finished; delete it" if run.weights_file.exists() else "has begun; continue it with --resume"
         raise SelfsightError(f"--out {run.path}: {done}, or choose another folder by --out")
@@ -137,7 +154,7 @@ def name_of(data: Any) -> str:
 
 def place_of(data: str | Path) -> str:
     """Return the name of a folder for what belongs to this data set: no other path has the same."""
-    return f"{name_of(data)}-{hashlib.sha256(str(Path(data).resolve()).encode()).hexdigest()[:8]}"
+    return f"{name_of(data)}-{hashlib.sha256(os.fsencode(Path(data).resolve())).hexdigest()[:8]}"
 
 
 def _resumed(

@@ -6,6 +6,7 @@ files and words to the leader.
 
 import atexit
 import os
+import sys
 from typing import Any, TypeVar
 
 import torch
@@ -27,9 +28,15 @@ _parted = False
 def expect(count: int) -> None:
     """Note how many processes take part in what begins. Of one alone these numbers mean nothing: it leads.
 
-    Raises SelfsightError where this process has led others before: helpers run a program from its beginning.
+    Raises SelfsightError where this process has led others before, and in an interactive Python: helpers run a program
+    from its beginning.
     """
     global _expected
+    if count > 1 and hasattr(sys, "ps1"):
+        raise SelfsightError(
+            "--devices, --nodes: a notebook or an interactive Python can't start other processes; run a script, or "
+            "`selfsight` itself"
+        )
     if count > 1 and _parted:
         raise SelfsightError("--devices, --nodes: one training of several processes in a Python program; start another")
     _expected = count

@@ -36,10 +36,15 @@ if TYPE_CHECKING:
     T = TypeVar("T", bound=DataclassInstance)
 
 
+LONGEST_STEM = 200
+"""Bytes of a temporary file's name: file systems take 255."""
+
+
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then rename it: the file is whole or not there at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    short = os.fsdecode(os.fsencode(path.stem)[:LONGEST_STEM])  # with the number it must still be a name
+    temporary = path.with_name(f".{short}.{os.getpid()}{path.suffix}")
     try:
         write(temporary)
         temporary.replace(path)

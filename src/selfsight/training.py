@@ -49,14 +49,14 @@ class Pretrain:
     """Side of a view in pixels; by default the images' own, rounded up to a multiple of 16, and at most 96 (224 with a
     GPU)."""
     channels: int | None = None
-    """Of the images, by default found out: 1 to see colours as grey, 4 where a tile's file calls its fourth band
-    transparency."""
+    """Channels of the images, by default found out; 1 to see colours as grey, 4 where a tile's file calls its fourth
+    band transparency."""
     patch_size: int | None = None
     """Side of a ViT's patches in pixels; by default its own, or smaller, until 6 x 6 of them cover a view. With patches
     twice as large it sees several times as many images a minute; small ones show it more detail."""
     stem_stride: Literal[1, 2] = 2
-    """Of a ResNet's first convolution for images of up to 64 pixels: 2, or 1 as in the literature on CIFAR, at four
-    times the work for each image, and sixteen times above 40 pixels, where there is else a mean of 2x2 too."""
+    """Stride of a ResNet's first convolution for images of up to 64 pixels: 2, or 1 as in the literature on CIFAR, at
+    four times the work for each image, and sixteen times above 40 pixels, where there is else a mean of 2x2 too."""
     minutes: float | None = None
     """Train this long; the schedule fits itself to it. Default: 10 minutes if --epochs is not given."""
     epochs: float | None = None
@@ -126,12 +126,11 @@ class Pretrain:
         return max(1, round(self.fraction * images))
 
 
-def prepare(data: Any, config: Pretrain) -> tuple[ImageSet, Facts]:
-    """Open the images, and return what a method may know of them."""
+def prepare(data: Any, config: Pretrain, *, verify: bool = False) -> tuple[ImageSet, Facts]:
+    """Open the images, and return what a method may know of them. To `verify`, as labels need it: see `open_images`."""
     largest = config.image_size or (224 if torch.cuda.is_available() else 96)
-    images = open_images(
-        data, image_size=largest, channels=config.channels, cache=config.cache, cache_dir=config.cache_dir
-    )
+    place: dict[str, Any] = {"cache": config.cache, "cache_dir": config.cache_dir}
+    images = open_images(data, image_size=largest, channels=config.channels, verify=verify, **place)
     if config.fraction < 1:
         rows = images.rows("train")
         kept = np.random.default_rng(config.seed).permutation(rows)[: config.share_of(len(rows))]
@@ -252,7 +251,8 @@ def fit(module: "Trainee", device: torch.device) -> None:
             accelerator="gpu" if device.type == "cuda" else "cpu",
             devices=config.devices,
             num_nodes=config.nodes,
-            strategy=config.strategy,
+            # Lightning's choice in a notebook would be to fork, whose training is lost: the forked processes have it.
+            strategy="ddp" if config.strategy == "auto" and module.processes > 1 else config.strategy,
             precision="bf16-mixed" if bf16 else "32-true",
             accumulate_grad_batches=config.accumulate,
             logger=written_to,
@@ -283,6 +283,7 @@ class Trainee(L.LightningModule):
         self.method, self.images, self.run, self.config = method, images, run, config
         self.recipe, self.batch_size = recipe, batch_size  # a batch is that of all processes
         self.average = Teacher(method.encoder()) if config.ema else None
+        self.processes = config.devices * config.nodes
         self.minutes = config.minutes or DEFAULT_MINUTES
         self.steps = 0  # batches so far
         self.seconds = 0.0  # of training so far, over all sessions of this run
@@ -344,7 +345,12 @@ class Trainee(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the method's loss."""
-        out = self.method(batch, self.progress)
+        try:
+            out = self.method(batch, self.progress)
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # features that are not finite
+            raise SelfsightError(
+                f"step {self.steps}: {error}; try a lower --lr or --clip 1, in another --out"
+            ) from error
         self.scalars = {k: float(torch.as_tensor(v).detach()) for k, v in out.items()}
         if not math.isfinite(self.scalars["loss"]):
             value = self.scalars["loss"]

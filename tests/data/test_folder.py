@@ -42,6 +42,36 @@ def test_names_that_are_not_utf8_can_be_read_and_written(tmp_path: Path) -> None
     assert "tea/3\ufffd.png" in (tmp_path / "skipped.csv").read_text(encoding="utf-8")
 
 
+def test_what_selfsight_wrote_is_no_image_of_ones_own(tmp_path: Path) -> None:
+    for name in (
+        "cat/1.png",
+        "dog/2.png",
+        "runs/x-simclr/pictures/01.png",
+        "found/overlays/1.png",
+        "mine/config/3.png",
+    ):
+        save(tmp_path / name)
+    for name in ("runs/x-simclr/config.json", "runs/x-simclr/training.lock", "found/overlays/.predicted"):
+        (tmp_path / name).touch()
+    (tmp_path / "mine" / "config.json").touch()
+    images = open_images(tmp_path, image_size=8, cache=False)
+    assert list(images.names) == ["cat/1.png", "dog/2.png", "mine/config/3.png"]
+    assert [skip.name for skip in images.skipped] == ["found/overlays", "runs/x-simclr"]
+    assert len(open_images(tmp_path / "runs" / "x-simclr", image_size=8, cache=False)) == 1, "if asked for by name"
+
+
+def test_folders_of_the_same_names_sizes_and_times_share_no_cache(tmp_path: Path) -> None:
+    """As archives that were packed without times unpack."""
+    for fold, value in (("one", 10), ("two", 200)):
+        file = tmp_path / fold / "a.npy"
+        file.parent.mkdir()
+        np.save(file, np.full((12, 12, 3), value, np.uint8))
+        os.utime(file, (0, 0))
+    for fold, value in (("one", 10), ("two", 200)):
+        images = open_images(tmp_path / fold, image_size=8, cache_dir=tmp_path / "cache")
+        assert images.images[np.array([0])].mean() == value
+
+
 def test_numbered_classes_sort_as_numbers(tmp_path: Path) -> None:
     for number in (10, 9, 1):
         save(tmp_path / str(number) / "a.png")

@@ -1,5 +1,6 @@
 import asyncio
 import re
+import sqlite3
 import threading
 from importlib.resources import files
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from fastapi.routing import APIRoute
 from numpy.typing import NDArray
 from starlette.requests import Request
+from starlette.testclient import TestClient
 from starlette.types import Message
 
 from selfsight.gallery.server import create_app
@@ -45,3 +47,21 @@ def test_white_words_can_be_read_on_every_colour() -> None:
     luminance = ((shares + 0.055) / 1.055) ** 2.4 @ [0.2126, 0.7152, 0.0722]  # WCAG 2.2; none is near black
     assert len(set(colours)) == 12
     assert (1.05 / (luminance + 0.05)).min() >= 4.5
+
+
+def test_what_a_disk_refuses_is_said_on_the_page(
+    tmp_path: Path, photo: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = [sqlite3.OperationalError("database or disk is full"), PermissionError(1, "Operation not permitted", "x")]
+
+    def refuse(*_: object) -> None:
+        raise errors[0]
+
+    with small_gallery(tmp_path, photo, 8) as gallery:
+        monkeypatch.setattr(Store, "undo", refuse)
+        app = create_app(gallery, host="127.0.0.1", port=8765)
+        page = TestClient(app, base_url="http://127.0.0.1:8765", raise_server_exceptions=False)
+        for words in ("database or disk is full", "[Errno 1] Operation not permitted: 'x'"):
+            answer = page.post("/api/undo", headers={"x-selfsight": "1", "origin": "http://127.0.0.1:8765"})
+            assert (answer.status_code, answer.json()) == (500, {"detail": words})
+            errors.pop(0)

@@ -15,6 +15,7 @@ from PIL import Image
 
 from selfsight.api import Run
 from selfsight.data import open_images
+from selfsight.errors import SelfsightError
 from selfsight.gallery.serve import labels_elsewhere, open_gallery
 from selfsight.gallery.server import _large, _search, _state
 from selfsight.gallery.state import Gallery
@@ -263,6 +264,10 @@ def test_deep_pictures_are_shown_and_searched_by_their_sets_range(
     give(gallery, ["6.png", "7.png"], "lower")
     model = gallery.export_classifier(tmp_path / "model")
     assert RunFolder(model).config()["stretch"] is not None
+    assert gallery.export_classifier(model) == model, "its own is replaced"
+    RunFolder(tmp_path / "trained").write_config({"task": "classification"})
+    with pytest.raises(SelfsightError, match="trained: holds a model that this page did not make"):
+        gallery.export_classifier(tmp_path / "trained")
     gallery.close()
     lines = []
     for data in (folder, folder / "2.png"):

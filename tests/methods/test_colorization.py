@@ -3,9 +3,11 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 
 from selfsight import backbones, optim
@@ -14,6 +16,7 @@ from selfsight.data.lab import AbBins, ab_bins, lab_to_rgb, shrunk_ab
 from selfsight.errors import SelfsightError
 from selfsight.methods import Facts
 from selfsight.methods.colorization import (
+    PATIENCE,
     Colorization,
     rebalancing,
     weighted_cross_entropy,
@@ -180,8 +183,28 @@ def test_data_without_colours_is_refused(channels: int, why: str) -> None:
 
 def test_grey_images_stored_in_colour_are_refused_when_none_has_colour() -> None:
     grey = torch.randint(0, 256, (4, 1, 48, 48), dtype=torch.uint8).expand(-1, 3, -1, -1)
+    method = a_method()
+    for _ in range(PATIENCE - 1):
+        method(a_batch(grey), 0.0)
     with pytest.raises(SelfsightError, match="these images have none"):
-        a_method()(a_batch(grey), 0.0)
+        method(a_batch(grey), 0.0)
+
+
+def test_a_few_colours_among_grey_images_may_come_late(photo: NDArray[np.uint8]) -> None:
+    grey = torch.randint(0, 256, (4, 1, 48, 48), dtype=torch.uint8).expand(-1, 3, -1, -1)
+    colours = torch.from_numpy(photo[:192, :48].copy().reshape(4, 48, 48, 3)).permute(0, 3, 1, 2)
+    late, early = a_method(), a_method()
+    for _ in range(PATIENCE - 1):
+        late(a_batch(grey), 0.0)
+    uniform = late.prior.clone()
+    for method in (late, early):
+        torch.manual_seed(0)
+        method(a_batch(colours), 0.0)
+    assert not torch.equal(late.prior, uniform)
+    assert torch.equal(late.prior, early.prior), "the wait doesn't count"
+    assert float(late.batches) == 1
+    for _ in range(PATIENCE):
+        late(a_batch(grey), 0.0)
 
 
 def test_a_grey_image_among_coloured_ones_teaches_nothing() -> None:

@@ -74,6 +74,8 @@ def test_what_cannot_be_chosen_is_said() -> None:
         select(features, labels, 361)
     with pytest.raises(SelfsightError, match="needs labels of two classes"):
         select(features, labels, 3, "uncertain")
+    with pytest.raises(SelfsightError, match="--seed -1: must be 0 or more"):
+        select(features, labels, 3, "random", -1)
     with pytest.raises(SelfsightError, match="--strategy best"):
         select(features, labels, 3, "best")  # type: ignore[arg-type]
     with pytest.raises(SelfsightError, match=r"all images have a class; .* add --ignore-labels"):

@@ -56,6 +56,16 @@ def test_boxes_and_masks_move_with_the_training_view(height: int, width: int) ->
     assert seen > 15
 
 
+@pytest.mark.parametrize(("height", "width"), [(1, 600), (600, 1)])
+def test_a_line_is_an_image_of_one_pixel_in_width(height: int, width: int) -> None:
+    image = torch.full((3, height, width), 255, dtype=torch.uint8)
+    target = {"boxes": as_boxes([[0, 0, width, height]], height, width), "labels": torch.tensor([1])}
+    view, _, placement = whole(image, target, 64, (0.0, 0.0, 0.0))
+    assert sorted(placement.shown) == [1, 64]
+    assert float(view.sum()) == 3 * 64
+    assert DenseView(64, GREY, (0.5, 2.0))(image, target)[0].shape == (3, 64, 64)
+
+
 def test_flips_half_of_the_views_or_none() -> None:
     torch.manual_seed(0)
     image, target = painted(64, 64, [[0, 0, 32, 64]]), {"boxes": as_boxes([[0, 0, 32, 64]], 64, 64)}

@@ -6,6 +6,7 @@ import functools
 import io
 import json
 import math
+import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -458,6 +459,10 @@ def test_copies_of_test_images_get_no_pseudo_label(digits_file: Path, tmp_path: 
     assert set(rows) == set(range(280)) - set(range(100, 110))
 
 
+def standard_input(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(os.fsencode(text)), encoding="utf-8"))
+
+
 def test_predictions_of_paths_on_standard_input(
     digits_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -466,7 +471,7 @@ def test_predictions_of_paths_on_standard_input(
     with np.load(digits_file) as digits:
         Image.fromarray(digits["images"][0]).save(file)
     config = PredictConfig(out=tmp_path / "answers", cache=False)
-    monkeypatch.setattr("sys.stdin", io.StringIO(f"{file}\n\n{tmp_path}/none.png\n{file}\n"))
+    standard_input(monkeypatch, f"{file}\n\n{tmp_path}/none.png\n{file}\n")
     written = predict(tmp_path / "out", "-", config)
     assert (written["images"], written["skipped"]) == (1, 1)
     assert "none.png,no such file" in (tmp_path / "answers" / "skipped.csv").read_text()
@@ -476,11 +481,15 @@ def test_predictions_of_paths_on_standard_input(
     damaged = tmp_path / "far" / "b.png"
     damaged.parent.mkdir()
     damaged.write_bytes(file.read_bytes()[:60])
-    monkeypatch.setattr("sys.stdin", io.StringIO(f"{file}\n{damaged}\n"))
+    standard_input(monkeypatch, f"{file}\n{damaged}\n")
     predict(tmp_path / "out", "-", config)
     assert f"{damaged}," in (tmp_path / "answers" / "skipped.csv").read_text()
+    odd = tmp_path / os.fsdecode(b"caf\xe9\n.png")
+    odd.write_bytes(file.read_bytes())
+    standard_input(monkeypatch, f"{odd}\0{file}\0")
+    assert predict(tmp_path / "out", "-", config)["images"] == 2
     for text, words in (("", "standard input names no image, it is empty"), ("x.png", r"x\.png: no such file")):
-        monkeypatch.setattr("sys.stdin", io.StringIO(text))
+        standard_input(monkeypatch, text)
         with pytest.raises(SelfsightError, match=words):
             predict(tmp_path / "out", "-", config)
 

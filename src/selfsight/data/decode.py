@@ -138,6 +138,8 @@ def not_a_file(file: str) -> str | None:
         return "no such file"  # a link to nowhere, or a path in a table
     except OSError as error:
         return (error.strerror or "cannot be opened").lower()
+    except ValueError:  # a zero in it
+        return "no name of a file"
 
 
 def _irregular(mode: int) -> str | None:

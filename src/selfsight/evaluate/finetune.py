@@ -19,6 +19,7 @@ from selfsight.backbones import Backbone, quick_on_cpu
 from selfsight.data.augment import View
 from selfsight.data.images import ImageSet
 from selfsight.data.loader import Loader
+from selfsight.errors import SelfsightError
 from selfsight.evaluate.features import answers
 from selfsight.evaluate.linear import Probe
 from selfsight.nn import autocast
@@ -57,6 +58,16 @@ class FinetuneConfig:
     """Smallest share of an image's area that a training view shows, 0 to 1."""
     hflip: bool = False
     """Mirror half of the training views; only where left and right mean the same."""
+
+    def __post_init__(self) -> None:
+        for flag in ("lr", "batch_size", "epochs", "min_steps", "max_steps"):
+            value = getattr(self, flag)
+            if value is not None and value <= 0:
+                raise SelfsightError(f"--{flag.replace('_', '-')} {value}: must be above 0")
+        if not 0 <= self.label_smoothing < 1:
+            raise SelfsightError(f"--label-smoothing {self.label_smoothing}: must be a share below 1")
+        if not 0 < self.crop <= 1:
+            raise SelfsightError(f"--crop {self.crop}: must be a share in (0, 1]")
 
     def cut_short(self, labels: int) -> bool:
         """Return whether `max_steps` ends the training before the last of the passes over this many labels."""

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import secrets
+import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from importlib.resources import files
@@ -74,6 +75,12 @@ def create_app(gallery: Gallery, *, host: str, port: int, token: str | None = No
     @app.exception_handler(SelfsightError)
     async def refuse(_: Request, error: SelfsightError) -> JSONResponse:
         return JSONResponse({"detail": str(error)}, 400)
+
+    @app.exception_handler(OSError)
+    @app.exception_handler(sqlite3.Error)
+    async def fail(_: Request, error: Exception) -> JSONResponse:
+        """Say why it could not be done: a full disk, a folder that can't be written or holds no links."""
+        return JSONResponse({"detail": str(error)}, 500)
 
     @app.exception_handler(TooLargeError)
     async def too_large(_: Request, __: TooLargeError) -> PlainTextResponse:

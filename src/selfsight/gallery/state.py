@@ -36,6 +36,8 @@ from selfsight.tasks.classifier import Classifier
 Order = Literal["name", "date", "cluster", "doubt", "class"]
 ENOUGH = 20
 """Labels from which the classifier's doubts say more than what images are typical."""
+KNOWN = 1_000
+"""Of how many labelled images at most it is minded where they are: clusters of all of them would take too long."""
 LOOKED_AT = 10_000
 """Of how many images at most the next to label are chosen: choosing among all would take too long."""
 MOST_ACCEPTED = 2000
@@ -181,6 +183,7 @@ class Gallery:
         labels, _ = self.lessons()
         known = np.flatnonzero(labels >= 0)
         random = np.random.default_rng(len(known))
+        known = np.sort(random.permutation(known)[:KNOWN])
         some = np.sort(random.permutation(free)[:LOOKED_AT])
         rows = np.concatenate([known, some])
         enough = len(known) >= ENOUGH and len(np.unique(labels[known])) > 1
@@ -293,9 +296,13 @@ class Gallery:
         model = Classifier(self.backbone, LinearHead(self.backbone.dim, len(answers.classes), answers.probe))
         with self._exporting:  # pressed twice, weights and classes are of one answer
             run = RunFolder(folder)
+            if run.config_file.exists() and not run.config().get("gallery"):
+                raise SelfsightError(f"{folder}: holds a model that this page did not make; move it elsewhere")
             folder.mkdir(parents=True, exist_ok=True)
+            run.method_file.unlink(missing_ok=True)  # were it stopped between the two, the old weights had new classes
             run.write_config(
                 {
+                    "gallery": True,
                     "task": "classification",
                     "run": str(self.folder.path),
                     "method": self.folder.config()["method"],

@@ -34,7 +34,7 @@ class All4One(NNCLR):
         momentum: float = 0.99
         """The teacher's at the start, 1 at the end; less in trainings of under 2,000 steps."""
         weights: tuple[float, float, float] = (0.5, 0.5, 5.0)
-        """Of the neighbour's loss, the neighbourhood's, and that of the features (section 4)."""
+        """Weights of the neighbour's loss, the neighbourhood's, and that of the features (section 4)."""
 
     def __init__(self, backbone: Backbone, config: Config) -> None:
         super().__init__(backbone, config)

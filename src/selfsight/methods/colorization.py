@@ -23,8 +23,8 @@ from selfsight.optim import Optim
 
 GREY = 5.0
 """An image without a pixel of |a| or |b| above this has no colour to learn from (the authors' training code)."""
-SLOWEST = 1e-3
-"""A batch's share of the colour prior once a thousand have been seen; before, all count alike."""
+SLOWEST, PATIENCE = 1e-3, 20
+"""A batch's share of the colour prior once a thousand have been seen; batches without any colour before it gives up."""
 
 
 class Colorization(Method):
@@ -106,8 +106,7 @@ class Colorization(Method):
 
     def answer(self, x: Tensor) -> Tensor:
         """Return log probabilities (B, h, w, Q) of the colours of (B, 3, S, S), of which only the lightness is seen."""
-        grey = to_lightness(x).expand(-1, 3, -1, -1)
-        logits: Tensor = self.decoder(self.backbone.maps(grey))  # (B, Q, h, w)
+        logits: Tensor = self.decoder(self.backbone.maps(to_lightness(x).expand(-1, 3, -1, -1)))  # (B, Q, h, w)
         return logits.permute(0, 2, 3, 1).float().log_softmax(-1)
 
     @torch.no_grad()
@@ -116,20 +115,20 @@ class Colorization(Method):
         mass = torch.zeros_like(self.prior).index_add_(0, near.flatten(), share.flatten())
         if process()[1] > 1:
             dist.all_reduce(mass)
-        if self.batches == 0 and not mass.any():
-            raise SelfsightError(
-                "colorization learns by telling colours, but these images have none, although they are stored as "
-                "red-green-blue: try another method, for example rotation"
-            )
+        if self.batches <= 0 and not mass.any():
+            self.batches -= 1  # below zero those that came before the first colour are counted
+            if self.batches > -PATIENCE:
+                return
+            words = "these images have none, although they are stored as red-green-blue: try another method"
+            raise SelfsightError(f"colorization learns by telling colours, but {words}, for example rotation")
         mass += 1e-6 * self.prior  # a batch without colours changes nothing
-        self.batches += 1
+        self.batches.clamp_(min=0).add_(1)
         self.prior.lerp_(mass / mass.sum(), (1 / self.batches).clamp(min=SLOWEST))
 
     def picture(self, batch: Batch) -> dict[str, Tensor]:
         """Show ten images in grey, in the colours that it gave them, and as they are."""
         x = whole(batch, self.view.size)[:10]
-        answers = self.answer(x)
-        ab = self.bins.decode(answers, self.config.temperature).permute(0, 3, 1, 2)  # (B, 2, h, w)
+        ab = self.bins.decode(self.answer(x), self.config.temperature).permute(0, 3, 1, 2)  # (B, 2, h, w)
         ab = F.interpolate(ab, x.shape[-2:], mode="bilinear")
         answered = lab_to_rgb(torch.cat([rgb_to_lab(x)[:, :1], ab], 1))
         rows = torch.stack([to_lightness(x).expand_as(x), answered, x])

@@ -51,7 +51,7 @@ class Data2Vec(Method):
         layers: int | None = None
         """Upper layers of the teacher that are averaged; by default the upper five sixths, the paper's 10 of 12."""
         width: int | None = None
-        """Of the decoder; by default 384, and 192 below 160 pixels. The paper's is of convolutions."""
+        """Width of the decoder; by default 384, and 192 below 160 pixels. The paper's is of convolutions."""
         depth: int = 2
         """Blocks of the decoder."""
         whole: float = 0.01

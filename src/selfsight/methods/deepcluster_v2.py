@@ -42,7 +42,7 @@ class DeepClusterV2(MultiCrop):
         clusterings: int = 3
         """Independent clusterings, all of which must be named."""
         rounds: int = 10
-        """Of k-means."""
+        """Rounds of k-means."""
         hidden: int = 2048
         """Width of the projector's hidden layer."""
         projection: int = 128
@@ -50,7 +50,7 @@ class DeepClusterV2(MultiCrop):
         temperature: float = 0.1
         """Divides the cosines with the clusters' centres."""
         epsilon: float = 0.05
-        """Divides them where the first pass deals images out: the lower, the fewer clusters share an image."""
+        """Divides the cosines where the first pass deals images out: the lower, the fewer clusters share an image."""
         memory: int | None = None
         """Embeddings that are kept, one an image; by default as many as the data set has images."""
 

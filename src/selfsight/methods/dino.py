@@ -45,7 +45,7 @@ class DINO(MultiCrop):
         student_temperature: float = 0.1
         """Divides the student's cosines."""
         teacher_temperature: float | None = None
-        """Divides the teacher's: lower is sharper; by default 0.02 up to 100,000 images, 0.07 for ImageNet."""
+        """Divides the teacher's cosines: lower is sharper; by default 0.02 up to 100,000 images, 0.07 for ImageNet."""
         teacher_temperature_start: float = 0.04
         """The teacher's temperature at the start, where the later one isn't lower."""
         teacher_warmup: float = 0.1
@@ -57,13 +57,13 @@ class DINO(MultiCrop):
         """What keeps the teacher from one answer for all: its mean answer is taken away, or a batch's answers spread
         over all prototypes (SwAV, DINOv2); by default mean for ImageNet, where there is no KoLeo, else sinkhorn."""
         centre_momentum: float = 0.9
-        """Of the mean of the teacher's answers that is taken from them; less in trainings of under 200 steps."""
+        """Momentum of the mean that is taken from the teacher's answers; less in trainings of under 200 steps."""
         freeze: float = 0.02
         """Share of the training over which the prototypes stay as they are."""
         koleo: float | None = None
         """Weight of KoLeo, which keeps embeddings apart; by default 0.1 up to 100,000 images, 0 for ImageNet."""
         strength: float | None = None
-        """Of the colour jitter, 0 to 5; by default 2 up to 100,000 images, the paper's 1 for ImageNet."""
+        """Strength of the colour jitter, 0 to 5; by default 2 up to 100,000 images, the paper's 1 for ImageNet."""
 
         def fit_to(self, facts: Facts) -> Self:
             """Fill in what depends on the number and the size of the images."""

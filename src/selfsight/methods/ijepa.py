@@ -42,7 +42,7 @@ class IJEPA(Method):
         context_area: tuple[float, float] = (0.85, 1.0)
         """Least and largest share that is seen, of which the targets are then taken away."""
         width: int | None = None
-        """Of the predictor; by default the paper's 384, and 96 below 160 pixels."""
+        """Width of the predictor; by default the paper's 384, and 96 below 160 pixels."""
         depth: int | None = None
         """Blocks of the predictor; by default the paper's 6, and 3 below 160 pixels."""
         momentum: float = 0.996

@@ -44,7 +44,7 @@ class MAE(Method):
         mask: float = 0.75
         """Share of the patches that are hidden, 0 to 1."""
         width: int | None = None
-        """Of the decoder; by default the paper's 512, and 192 below 160 pixels."""
+        """Width of the decoder; by default the paper's 512, and 192 below 160 pixels."""
         depth: int | None = None
         """Blocks of the decoder; by default the paper's 8, and 2 below 160 pixels."""
         crop_min: float = 0.2

@@ -36,7 +36,7 @@ class ReSSL(Taught):
         student_temperature: float = 0.1
         """Divides the student's similarities."""
         teacher_temperature: float = 0.04
-        """Divides the teacher's: lower is sharper."""
+        """Divides the teacher's similarities: lower is sharper."""
         hidden: int = 4096
         """Width of the projector's hidden layer."""
         projection: int = 512

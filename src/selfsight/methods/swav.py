@@ -42,9 +42,9 @@ class SwAV(MultiCrop):
         temperature: float = 0.1
         """Divides the cosines from which assignments are predicted."""
         epsilon: float = 0.05
-        """Divides those that are assigned: the lower, the fewer prototypes share a view."""
+        """Divides the cosines by which views are assigned: the lower, the fewer prototypes share a view."""
         rounds: int = 3
-        """Of Sinkhorn's, which spread a batch over the prototypes."""
+        """Rounds of Sinkhorn's algorithm, which spread a batch over the prototypes."""
         queue: int | None = None
         """Earlier large views that are assigned together with the batch's, 0 for none; by default 2,048 and, to be more
         than the prototypes, 3,840 from 100,000 images on."""

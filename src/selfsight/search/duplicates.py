@@ -22,6 +22,10 @@ CHUNK, MOST = 512, 2**26
 """Images that are compared with all others at once, and the largest number of comparisons: 12 bytes each."""
 
 
+A_DAY = 86_400
+"""Seconds: photos further apart are no burst."""
+
+
 @dataclass(frozen=True)
 class DuplicateConfig:
     """What counts as a duplicate."""
@@ -41,6 +45,8 @@ class DuplicateConfig:
         for flag in ("similarity", "burst_similarity"):
             if not -1 <= getattr(self, flag) <= 1:
                 raise SelfsightError(f"--{flag.replace('_', '-')} {getattr(self, flag)}: must be in [-1, 1]")
+        if not 0 <= self.burst_seconds <= A_DAY:
+            raise SelfsightError(f"--burst-seconds {self.burst_seconds}: must be 0 to {A_DAY:,}, a day")
         if self.neighbours < 1:
             raise SelfsightError(f"--neighbours {self.neighbours}: must be 1 or more")
 

@@ -40,6 +40,8 @@ def select(
     """
     if strategy not in get_args(Strategy):
         raise SelfsightError(f"--strategy {strategy}: must be one of {', '.join(get_args(Strategy))}")
+    if seed < 0:
+        raise SelfsightError(f"--seed {seed}: must be 0 or more")
     free = np.flatnonzero(labels < 0)
     if len(labels) and not len(free):
         raise SelfsightError("all images have a class; where subfolders are albums, not classes, add --ignore-labels")

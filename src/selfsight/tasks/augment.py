@@ -43,7 +43,8 @@ class DenseView:
 
     def __call__(self, image: Tensor, target: Target) -> tuple[Tensor, Target]:
         """Return a view and what it shows, drawn with torch's global generator."""
-        scaled = v2.ScaleJitter((self.size, self.size), self.scale)(tv_tensors.Image(image), target)
+        least, most = self.scale
+        scaled = _resized(image, target, self.size * (least + (most - least) * float(torch.rand(()))))
         sizes = _areas(scaled[1])
         crop = v2.RandomCrop(self.size, pad_if_needed=True, fill=_fill(self.mean))
         flip = v2.RandomHorizontalFlip(0.5 if self.hflip else 0.0)
@@ -97,10 +98,18 @@ def whole(image: Tensor, target: Target, size: int, mean: tuple[float, ...]) -> 
 
     The padding is at the right or at the bottom, of the channels' `mean` in [0, 1], in masks of 255.
     """
-    view, seen = v2.Resize(None, max_size=size)(tv_tensors.Image(image), target)
+    view, seen = _resized(image, target, size)
     height, width = view.shape[1:]
     view, seen = v2.Pad([0, 0, size - width, size - height], fill=_fill(mean))(view, seen)
     return *_plain(view, seen), Placement(image.shape[1], image.shape[2], (height, width))
+
+
+def _resized(image: Tensor, target: Target, longest: float) -> tuple[Tensor, Target]:
+    """Return an image and its target so resized that the longer side has this length, the other one pixel at least."""
+    longer = max(image.shape[1:])
+    shape = [max(1, int(side * longest / longer)) for side in image.shape[1:]]
+    resized: tuple[Tensor, Target] = v2.Resize(shape)(tv_tensors.Image(image), target)
+    return resized
 
 
 def _fill(mean: Sequence[float]) -> dict[type | str, list[float] | int]:

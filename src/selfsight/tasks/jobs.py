@@ -66,7 +66,7 @@ class Job(Protocol):
 
     @property
     def metric(self) -> str:
-        """Of the scores, the one that chooses the best weights and is drawn as a curve."""
+        """The score that chooses the best weights and is drawn as a curve."""
 
     @property
     def protocol(self) -> str:

@@ -122,8 +122,8 @@ def _decoded(data: T, classes: Any, image_size: int, channels: int, strict: bool
     if strict and lost:
         raise SelfsightError(f"{lost[0].file}: {lost[0].reason}")
     data = replace(data, problems=[*data.problems, *lost])
-    where = {name: row for row, name in enumerate(images.names)}
-    place = np.array([where.get(name, -1) for name in data.names], np.int64)
+    where = {file: row for row, file in enumerate(images.files or ())}  # of two files the printed names may be one
+    place = np.array([where.get(file, -1) for file in data.files], np.int64)
     return Labelled(data, images, place, np.array([list(classes).index(name) for name in data.classes], np.int64))
 
 

@@ -72,7 +72,7 @@ class LearnConfig:
     """Share of the labelled images that choose the best weights, where there are 200 or more (for classification
     1,000); 0 keeps the last."""
     checks: int = 5
-    """How often over a training these are asked."""
+    """How often over a training the images of --validation are asked."""
     precision: Literal["auto", "bf16", "float32"] = "auto"
     """bf16 where the processor is faster with it, else float32."""
     devices: int = 1
@@ -87,6 +87,8 @@ class LearnConfig:
             value = getattr(self, flag)
             if value is not None and value <= 0:
                 raise SelfsightError(f"--{flag.replace('_', '-')} {value}: must be above 0")
+        if self.workers is not None and self.workers < 0:
+            raise SelfsightError(f"--workers {self.workers}: must be 0 or more")
         if self.batch_size % self.devices:
             raise SelfsightError(f"--batch-size {self.batch_size}: is no multiple of --devices {self.devices}")
         if not 0 <= self.validation < 1:

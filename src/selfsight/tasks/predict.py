@@ -61,6 +61,8 @@ class PredictConfig:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise SelfsightError(f"--batch-size {self.batch_size}: must be 1 or more")
+        if self.score is not None and not 0 <= self.score <= 1:
+            raise SelfsightError(f"--score {self.score}: must be a share in [0, 1]")
         if not 0 < self.overlap <= 1:
             raise SelfsightError(f"--overlap {self.overlap}: must be a share in (0, 1]")
 
@@ -330,7 +332,8 @@ def _shown(images: ImageSet, row: int) -> Tensor:
         if images.files is None:
             raise FileNotFoundError
         with Image.open(images.files[row]) as image:
-            image.thumbnail((LONGEST, LONGEST))
+            if image.mode in ("RGB", "YCbCr", "CMYK"):  # Pillow can't shrink all of the others
+                image.thumbnail((LONGEST, LONGEST))
             turned = upright(image)
             if turned.mode == "RGB" and abs(turned.width / turned.height / float(images.aspect[row]) - 1) < 0.02:
                 return torch.from_numpy(np.array(turned)).permute(2, 0, 1).contiguous()
@@ -363,9 +366,12 @@ def _paths(data: str) -> tuple[str | list[str], list[Skipped]]:
     """
     if data != "-":
         return data, []
-    named = dict.fromkeys(line.strip() for line in sys.stdin if line.strip())
-    missing = [Skipped(path, reason) for path in named if (reason := not_a_file(str(Path(path).expanduser())))]
-    found = [path for path in named if path not in {skip.name for skip in missing}]
+    content = sys.stdin.buffer.read()  # names need not be UTF-8; between those of `find -print0` are zeros
+    lines = content.split(b"\0") if b"\0" in content else [line.strip() for line in content.splitlines()]
+    named = dict.fromkeys(os.fsdecode(line) for line in lines if line)
+    reasons = {path: not_a_file(str(Path(path).expanduser())) for path in named}
+    missing = [Skipped(printable(path), reason) for path, reason in reasons.items() if reason]
+    found = [path for path, reason in reasons.items() if not reason]
     if not found:
         example = f"; for example {missing[0].name}: {missing[0].reason}" if missing else ", it is empty"
         raise SelfsightError(f"standard input names no image{example}")

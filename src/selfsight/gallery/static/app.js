@@ -116,7 +116,9 @@ async function give_(id) {
   const grid = !$("page-grid").hidden && at >= 0 && shown.length;
   const images = $("large").open ? [enlarged] : selected.size ? [...selected] : grid ? [shown[at]] : [];
   if (!images.length) return notice("Select images first.");
+  if (images.length > 1 && !$("page-look").hidden) return notice("These images can't be seen here; go to the grid or the map.");
   if (images.length === 1) onward(images[0], 1); // at once: one labels faster than a server answers
+  wishes++; // what was asked for before must not take the place of what is labelled now
   await change("/api/label", { images, class: id });
 }
 
@@ -188,10 +190,18 @@ function filter(reset = true) {
   drawGrid();
 }
 
+let wishes = 0; // for what the grid shows: of several the last counts, in whatever order the answers come
+async function wished(answer) {
+  const wish = ++wishes, found = await answer;
+  return wish === wishes ? found : null;
+}
+
 async function sortBy(by) {
+  const found = await wished(numbers(`/api/order?by=${by}`, Uint32Array));
+  if (!found) return;
   cosines = new Map();
   for (const value of ["similar", "next"]) $("sort").querySelector(`[value="${value}"]`).disabled = true;
-  order = await numbers(`/api/order?by=${by}`, Uint32Array);
+  order = found;
   filter();
 }
 
@@ -207,13 +217,15 @@ function showOnly(list, value, words) {
 }
 
 async function similar(number) {
-  const found = await json(`/api/similar/${number}?k=200`);
+  const found = await wished(json(`/api/similar/${number}?k=200`));
+  if (!found) return;
   cosines = new Map(found);
   showOnly(found.map(([i]) => i), "similar", "by similarity");
 }
 
 async function search(file) {
-  const found = await json("/api/search", file, "application/octet-stream");
+  const found = await wished(json("/api/search", file, "application/octet-stream"));
+  if (!found) return;
   notice("");
   cosines = new Map(found);
   showOnly(found.map(([i]) => i), "similar", "by similarity");
@@ -529,7 +541,8 @@ function countAccepted() {
 }
 
 async function next() {
-  const found = await json("/api/next");
+  const found = await wished(json("/api/next"));
+  if (!found) return;
   if (!found.length) return notice("Every image has a label.", true);
   cosines = new Map();
   selected = new Set();
