@@ -1,15 +1,19 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+from sklearn.metrics import recall_score
 
 from selfsight.data.images import ImageSet
 from selfsight.errors import SelfsightError
 from selfsight.evaluate import curve
 from selfsight.evaluate.curve import EvaluateConfig, evaluate
 from selfsight.evaluate.finetune import FinetuneConfig
+from selfsight.evaluate.knn import knn_predict
 from selfsight.evaluate.results import Row, read_rows
 from tests.evaluate.digits import CPU, backbone, digits
 
@@ -49,6 +53,35 @@ def test_every_method_stands_beside_its_baselines(tmp_path: Path) -> None:
     assert 0.1 <= line["commonest"] < 0.15
     # The network here is the untrained one of the same seed: equal features, equal results.
     assert all(value["simclr", *k[1:]] == v for k, v in value.items() if k[0] == "random")
+
+
+def test_balanced_accuracy_counts_a_rare_class_as_much_as_a_common_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = digits(450)
+    labels = images.require_labels()
+    keep = np.flatnonzero((labels < 2) | (np.arange(450) % 5 == 0))
+    images = replace(images, labels=np.where(np.isin(np.arange(450), keep), labels, -1))
+    answers: list[NDArray[np.int64]] = []
+
+    def answer(*arguments: Any) -> NDArray[np.int64]:
+        answers.append(knn_predict(*arguments))
+        return answers[-1]
+
+    monkeypatch.setattr(curve, "knn_predict", answer)
+    config = EvaluateConfig(labels=(0.3,), seeds=2, protocols=("knn",), metric="balanced_accuracy")
+    rows = run(images, config, tmp_path)
+    task = curve.Task(backbone(0), images, config, "simclr", tmp_path, CPU)
+    truth = task.labels[task.test]
+    assert len(answers) == len(rows) == 6
+    for row, found in zip(rows, answers, strict=True):
+        assert row.metric == "balanced_accuracy"
+        assert row.value == pytest.approx(recall_score(truth, found, average="macro", labels=np.unique(truth)))
+        assert row.commonest is None
+    assert rows[0].value != pytest.approx((answers[0] == truth).mean())
+    plain = run(images, replace(config, metric="accuracy"), tmp_path)
+    assert plain[0].value == pytest.approx((answers[0] == truth).mean())
+    assert {row.metric for row in read_rows(tmp_path / "results.jsonl")} == {"accuracy"}, "one metric a table"
 
 
 def test_a_row_says_what_share_of_the_labels_its_amount_came_to(tmp_path: Path) -> None:

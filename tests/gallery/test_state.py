@@ -15,6 +15,7 @@ from PIL import Image
 
 from selfsight.api import Run
 from selfsight.data import open_images
+from selfsight.data.sources import list_images
 from selfsight.errors import SelfsightError
 from selfsight.gallery.serve import labels_elsewhere, open_gallery
 from selfsight.gallery.server import _large, _search, _state
@@ -274,3 +275,21 @@ def test_deep_pictures_are_shown_and_searched_by_their_sets_range(
         predict(model, str(data), PredictConfig(out=tmp_path / data.name))
         lines.append((tmp_path / data.name / "predictions.csv").read_text().splitlines())
     assert lines[0][3] == lines[1][1], "alone an image gets the answer that it gets among others"
+
+
+def test_labels_of_a_table_or_a_folder_a_class_are_taken(tmp_path: Path, photo: NDArray[np.uint8], run: Run) -> None:
+    folder = make_photos(tmp_path / "photos", photo, 8)
+    gallery = open_gallery(run, str(folder))
+    give(gallery, ["a/000.jpg"], "sky")
+    copy(folder / "a" / "000.jpg", tmp_path / "other.jpg")
+    lines = ["path,label", "photos/a/000.jpg,sea", f"{folder}/b/001.jpg,sea", "photos/c/002.jpg,", "other.jpg,sea"]
+    (tmp_path / "filled.csv").write_text("\n".join(lines))
+    assert gallery.take(list_images(str(tmp_path / "filled.csv"))) == (1, 3)
+    assert labelled(gallery) == {"a/000.jpg": "sky", "b/001.jpg": "sea"}
+    gallery.store.undo()
+    assert gallery.take(list_images(str(folder))) == (7, 8)
+    assert labelled(gallery)["d/007.jpg"] == "d"
+    (tmp_path / "none.csv").write_text("path\nphotos/a/000.jpg")
+    with pytest.raises(SelfsightError, match=r"none\.csv: holds no labels of image files"):
+        gallery.take(list_images(str(tmp_path / "none.csv")))
+    gallery.close()

@@ -146,3 +146,23 @@ def test_images_can_be_known_by_other_keys(tmp_path: Path) -> None:
     assert store.labels() == {}, "an older step is of the same images"
     store.redo()
     assert store.labels() == {"1f": cat, "b.jpg": cat}
+
+
+def test_labels_of_a_file_are_one_step_and_replace_none(tmp_path: Path) -> None:
+    store = Store(tmp_path / "labels.db")
+    cat = store.add_class("cat")
+    store.label(["x"], cat)
+    assert store.take({"x": "dog", "y": " big  dog", "z": "cat", "w": "big dog"}) == 3
+    names = {found.id: found.name for found in store.classes()}
+    assert {image: names[k] for image, k in store.labels().items()} == {
+        "x": "cat", "y": "big dog", "z": "cat", "w": "big dog",
+    }  # fmt: skip
+    assert store.take({"y": "cat"}) == 0
+    store.undo()
+    assert store.labels() == {"x": cat}
+    assert [found.name for found in store.classes()] == ["cat"]
+    with pytest.raises(SelfsightError, match="there are 200 classes"):
+        store.take({str(i): f"class {i}" for i in range(200)})
+    with pytest.raises(SelfsightError, match="a class needs a name"):
+        store.take({"v": "x" * 81})
+    assert store.labels() == {"x": cat}, "all or none"

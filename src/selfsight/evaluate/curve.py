@@ -27,6 +27,7 @@ from selfsight.progress import say
 from selfsight.run import replace_file
 
 Protocol = Literal["knn", "linear", "finetune"]
+Metric = Literal["accuracy", "balanced_accuracy"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,9 @@ class EvaluateConfig:
     """How many random label subsets (and trainings) an amount gets."""
     protocols: tuple[Protocol, ...] = ("knn", "linear", "finetune")
     """knn and linear look at frozen features; finetune trains the whole network and takes much longer."""
+    metric: Metric = "accuracy"
+    """accuracy is the share of the test images that are right; balanced_accuracy is the mean of this share over the
+    classes, for data in which some are rare."""
     baselines: bool = True
     """Measure raw pixels, the untrained network and, with finetune, training from scratch as well."""
     test_share: float = 0.2
@@ -76,7 +80,7 @@ def evaluate(
     out: Path,
     device: torch.device,
 ) -> list[Row]:
-    """Measure the accuracy on the test part for each amount of labels, seed and protocol; return the rows.
+    """Measure `config.metric` on the test part for each amount of labels, seed and protocol; return the rows.
 
     Rows go to `out`/results.jsonl as they come; those that are there already, of the same weights, images and
     settings, are not computed again, others of this data are forgotten. Features are kept in `out`/features.npz.
@@ -107,10 +111,10 @@ def evaluate(
             )
     for i, job in enumerate(jobs, 1):
         used = len(task.labeled(job.labels, job.seed)) / len(task.train)
-        what = (run, job.method, data, "classification", job.protocol, job.labels, job.seed, "accuracy")
+        what = (run, job.method, data, "classification", job.protocol, job.labels, job.seed, config.metric)
         row = Row(*what, value=0, seconds=0, used=used, tested=len(task.test), commonest=task.commonest)
         if row.key not in done:
-            value, seconds = task.accuracy(job)
+            value, seconds = task.score(job)
             row = replace(row, value=value, seconds=round(seconds, 3))
             append_row(results, row)
             words = f"{job.protocol} on {labels_words(job.labels)}, seed {job.seed}: {value:.1%}"
@@ -189,8 +193,11 @@ class Task:
                 raise SelfsightError(f"{flag} {amount}: {error}") from error
         return self._labeled[key]
 
-    def accuracy(self, job: Job) -> tuple[float, float]:
-        """Return the share of test images that are right, and the seconds it took without the features."""
+    def score(self, job: Job) -> tuple[float, float]:
+        """Return the share of test images that are right, or its mean over classes, and the seconds it took.
+
+        These are without those for the features.
+        """
         if job.method != "scratch":
             self.features(job.method)
         start = time.monotonic()
@@ -202,7 +209,10 @@ class Task:
             rows = self.labeled(job.labels, job.seed)
             train = self._part(job.method, rows)
             answer = knn_predict(train, self.labels[rows], self._part(job.method, self.test), self.classes)
-        return float((answer == self.labels[self.test]).mean()), time.monotonic() - start
+        truth, seconds = self.labels[self.test], time.monotonic() - start
+        shares = [float((answer[truth == k] == k).mean()) for k in np.unique(truth)]
+        balanced = self.config.metric == "balanced_accuracy"
+        return float(np.mean(shares)) if balanced else float((answer == truth).mean()), seconds
 
     def probe(self, job: Job) -> Probe:
         """Return the linear probe of a method on the labels of this job, fitted once."""
@@ -228,8 +238,10 @@ class Task:
         return self._features[method]
 
     @property
-    def commonest(self) -> float:
-        """The share of the test images that are of their commonest class."""
+    def commonest(self) -> float | None:
+        """The share of the test images that are of their commonest class; None where classes count alike."""
+        if self.config.metric == "balanced_accuracy":
+            return None
         return float(np.bincount(self.labels[self.test]).max() / len(self.test))
 
     def fresh(self, seed: int) -> Backbone:
@@ -243,6 +255,8 @@ class Task:
         digest = hashlib.sha256(f"{weights_hash(self.backbone)} {self._data_hash}".encode())
         digest.update(self.labels.tobytes() + np.asarray(self.rows).tobytes() + self.test.tobytes())
         digest.update(f"{self.config.seed} {self.config.finetune}".encode())
+        if self.config.metric != "accuracy":
+            digest.update(self.config.metric.encode())
         if self.images.groups is not None:
             digest.update(self.images.groups.tobytes())
         return digest.hexdigest()

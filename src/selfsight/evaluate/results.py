@@ -26,8 +26,14 @@ TITLES = {
     "finetune": "Fine-tuning",
     "pseudo": "Fine-tuning with pseudo-labels",
 }
-METRICS = {"accuracy": "accuracy", "mean_average_precision": "mean AP", "map_50": "AP50", "miou": "mean IoU"}
-"""How metrics are called in tables and plots."""
+METRICS = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "mean_average_precision": "mean AP",
+    "map_50": "AP50",
+    "miou": "mean IoU",
+}
+"""What metrics are called in tables and plots; others by their own name."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,7 @@ class Row:
     tested: int | None = None
     """How many images it was tested on."""
     commonest: float | None = None
-    """The share of these that are of the commonest class, as much as always naming it gets right."""
+    """The share of these that are of the commonest class, as much as always naming it gets right; of accuracy only."""
 
     @property
     def key(self) -> tuple[str, ...]:

@@ -87,7 +87,7 @@ def savings(rows: Sequence[Row]) -> list[Savings]:
     amounts = sorted({labels for _, labels, _ in values})
     used = {row.labels: row.used for row in rows if isinstance(row.labels, kind)}
     place = {amount: came_to(amount, used[amount]) for amount in amounts}
-    finest = max((1 / row.tested for row in rows if row.tested and row.metric == "accuracy"), default=0.0)
+    finest = max((1 / row.tested for row in rows if row.tested and row.metric.endswith("accuracy")), default=0.0)
     found = []
     for labels in amounts:
         seeds = [s for _, a, s in values if a == labels and {(True, a, s), (False, a, s)} <= values.keys()]

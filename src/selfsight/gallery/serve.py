@@ -12,6 +12,7 @@ from threading import Timer
 import uvicorn
 
 from selfsight.api import Run
+from selfsight.data.sources import list_images
 from selfsight.errors import SelfsightError
 from selfsight.gallery.guard import is_local
 from selfsight.gallery.server import create_app
@@ -33,6 +34,9 @@ class GalleryConfig:
     for a token, which is printed with its address."""
     labels: Path | None = None
     """SQLite file of the labels; by default gallery/<data>-<hash>/labels.db in the run's folder."""
+    take: str | None = None
+    """Labels for those of these images that have none yet: a table (path,label), as `select --out` and the page's
+    export write, or a folder with a subfolder a class. On the page it is one step, which can be undone."""
     layout: MapKind = "umap"
     """How images are laid out on the map: umap, or tsne, which takes several times as long."""
     browser: bool = False
@@ -62,7 +66,12 @@ def serve(run: Run, data: str, config: GalleryConfig) -> None:
     """Serve the gallery of a data set until Ctrl-C; SelfsightError for a port that is taken."""
     listener = _listen(config)
     port = int(listener.getsockname()[1])
+    given = None if config.take is None else list_images(config.take)
     gallery = open_gallery(run, data, config.labels, config.layout)
+    if given is not None:
+        taken, labels = gallery.take(given)
+        words = "others are of images that have one, or that are not in this data"
+        say(f"{taken:,} of {labels:,} labels of {config.take} taken; {words}")
     token = None if is_local(config.host) else secrets.token_urlsafe(24)
     app = create_app(gallery, host=config.host, port=port, token=token)
     name = config.host if config.host not in ("0.0.0.0", "::") else socket.gethostname()

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from selfsight.backbones import Backbone, spec_to_json
 from selfsight.data import ImageSet
 from selfsight.data.images import Skipped
+from selfsight.data.listing import Listing
 from selfsight.errors import SelfsightError
 from selfsight.evaluate.features import extract
 from selfsight.evaluate.finetune import LinearHead
@@ -205,6 +206,20 @@ class Gallery:
         answers = self.learn()
         sure = (answers.best == identity) & (answers.confidence >= confidence)
         return self.store.accept((self.keys[i] for i in np.flatnonzero(sure)), identity)
+
+    def take(self, listing: Listing) -> tuple[int, int]:
+        """Take the labels of another data set for the images of this one that have none; return how many, of how many.
+
+        The second counts labels, whether or not their files are images of this data set. Raises SelfsightError for data
+        without labels or without files.
+        """
+        if listing.labels is None or listing.files is None:
+            raise SelfsightError(f"{listing.source}: holds no labels of image files")
+        keys = {os.path.realpath(found.file): found.content for found in self.entries if found.file}
+        files = [os.path.realpath(file) for file in listing.files]
+        given = {file: int(label) for file, label in zip(files, listing.labels, strict=True) if label >= 0}
+        here = {keys[file]: listing.classes[label] for file, label in given.items() if file in keys}
+        return self.store.take(here), len(given)
 
     def keys_of(self, numbers: Iterable[int]) -> list[str]:
         """Return these images' keys in the store; SelfsightError for a number that no image has."""

@@ -119,6 +119,26 @@ class Store:
         """Give those of the images that have none a class that was predicted; else as `label`."""
         return self._label(ACCEPTED, images, identity, over=False)
 
+    def take(self, names: Mapping[str, str]) -> int:
+        """Give images that have no class the one of this name, which is made if there is none; return how many.
+
+        It is one step. Raises SelfsightError as `add_class` does.
+        """
+        with self._step("labels of a file") as change:
+            known = {found.name: found.id for found in self.classes()}
+            free = int(self._one("SELECT coalesce(max(id), 0) + 1 FROM classes")[0])
+            for image, given in names.items():
+                name = " ".join(given.split())
+                if self._one("SELECT 1 FROM labels WHERE image = ?", image):
+                    continue
+                if name not in known:
+                    if len(known) >= MOST_CLASSES:
+                        raise SelfsightError(f"class {name}: there are {MOST_CLASSES} classes, no more can be made")
+                    change.class_name(free, None, self._free_name(name))
+                    known[name], free = free, free + 1
+                change.label(image, None, known[name])
+            return len(change.labels)
+
     def accepted(self) -> set[str]:
         """Return the images whose class was predicted and accepted, not given."""
         found: set[str] = set()

@@ -241,6 +241,7 @@ def sentence(results: Sequence[Summary]) -> str:
     amount = labels_words(own.labels, own.used)
     tested = f"{own.tested:,} test images" if own.tested else "test images"
     words = f"With {amount}, {PROTOCOLS[protocol]} on this backbone is right for {own.mean:.1%} of the {tested}"
+    words += ", each class counting alike" if own.metric == "balanced_accuracy" else ""
     if not others:
         return words + "; no baseline was measured beside it."
     rivals = [(s.mean, s.margin, METHODS[s.method]) for s in others]
