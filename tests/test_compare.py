@@ -156,7 +156,7 @@ def test_a_second_call_trains_and_measures_nothing(
         raise AssertionError("trained again")
 
     monkeypatch.setattr(api, "pretrain", fail)
-    monkeypatch.setattr("selfsight.evaluate.curve.Task.accuracy", fail)
+    monkeypatch.setattr("selfsight.evaluate.curve.Task.score", fail)
     before = (out / "rotation" / "report.html").stat().st_mtime_ns
     again = run(data, out, "rotation", "colorization", "simclr")
     assert [e.figures for e in again.entries] == [e.figures for e in first.entries]

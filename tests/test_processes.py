@@ -1,9 +1,16 @@
 """Which of several processes leads, before they have met."""
 
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+
 import pytest
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from selfsight.errors import SelfsightError
-from selfsight.processes import cluster, expect, leads, require_all
+from selfsight.processes import cluster, ending_helpers, expect, leads, require_all
 
 
 @pytest.mark.parametrize(
@@ -52,6 +59,22 @@ def test_an_interactive_python_starts_no_helpers(monkeypatch: pytest.MonkeyPatch
     expect(1)
     with pytest.raises(SelfsightError, match="a notebook or an interactive Python can't start other processes"):
         expect(2)
+
+
+def test_helpers_end_where_their_leader_fails() -> None:
+    helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    launcher = _SubprocessScriptLauncher(LightningEnvironment(), num_processes=2, num_nodes=1)
+    launcher.procs = [helper]
+    trainer = SimpleNamespace(strategy=SimpleNamespace(launcher=launcher))
+    with ending_helpers(trainer):
+        assert helper.poll() is None
+    assert helper.poll() is None, "it ends by itself where all goes well"
+    with pytest.raises(OSError, match="disk is full"), ending_helpers(trainer):
+        raise OSError("disk is full")
+    assert helper.wait(timeout=10) == -signal.SIGKILL
+    alone = SimpleNamespace(strategy=SimpleNamespace(launcher=None))
+    with pytest.raises(OSError, match="disk is full"), ending_helpers(alone):
+        raise OSError("disk is full")
 
 
 def test_slurm_keeps_no_checkpoints_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,10 @@ files and words to the leader.
 
 import atexit
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -82,6 +85,20 @@ def cluster() -> list[Any]:
     from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
     return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+
+
+@contextmanager
+def ending_helpers(trainer: Any) -> Iterator[None]:
+    """Kill the processes that Lightning's trainer started where the block fails: only Ctrl-C makes Lightning do so.
+
+    On GPUs they would wait for this one for half an hour, and hold the memory.
+    """
+    try:
+        yield
+    except BaseException:
+        if (launcher := trainer.strategy.launcher) is not None:
+            launcher.kill(getattr(signal, "SIGKILL", signal.SIGTERM))  # Windows has the second only
+        raise
 
 
 def together() -> None:

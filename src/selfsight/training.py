@@ -24,7 +24,7 @@ from selfsight.errors import SelfsightError
 from selfsight.memory import enough_memory
 from selfsight.methods import Facts, Method
 from selfsight.nn import Teacher, fast_bf16, process, synchronize_batchnorm
-from selfsight.processes import cluster, require_all
+from selfsight.processes import cluster, ending_helpers, require_all
 from selfsight.run import RunFolder
 from selfsight.watch import Watchers, loggers, quiet_lightning
 
@@ -264,7 +264,7 @@ def fit(module: "Trainee", device: torch.device) -> None:
         )
         try:
             resume = config.resume and checkpoint.exists()
-            with enough_memory(module.batch_size):
+            with ending_helpers(trainer), enough_memory(module.batch_size):
                 trainer.fit(module, ckpt_path=checkpoint if resume else None, weights_only=True)
         finally:
             module.watchers.end()

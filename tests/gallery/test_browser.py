@@ -345,7 +345,8 @@ def test_twenty_labels_become_a_classifier(browser: Browser, emoji: Path, tmp_pa
         with urllib.request.urlopen(f"{address}api/state") as answer:
             state = json.load(answer)
         assert [found["count"] for found in state["classes"]] == [5, 17, 5, 5]
-        job.send_signal(signal.SIGTERM)
+        fits_a_phone(browser, address)
+        job.send_signal(signal.SIGTERM)  # while a page is open
         assert job.wait(15) == 0, "as at Ctrl-C, the labels are closed"
 
 
@@ -360,30 +361,27 @@ def lasso(page: Page, box: FloatRect, low: float, high: float) -> None:
     page.mouse.up()
 
 
-def test_it_fits_a_phone(browser: Browser, emoji: Path, tmp_path: Path) -> None:
-    with served(make_run(tmp_path / "run").path, emoji) as (address, job):
-        page = opened(browser, address, width=390)
-        shot(page, "phone-grid")
-        assert page.evaluate_handle("document.documentElement").evaluate("e => e.scrollWidth") <= 390
-        expect(page.locator("#side")).not_to_be_visible()
-        page.locator("#panel-toggle").click()
-        expect(page.locator("#add-name")).to_be_visible()
-        page.locator("#add-name").fill("faces")
-        page.locator("#add-name").press("Enter")
-        page.locator(".tile").nth(2).click()
-        page.get_by_role("button", name="Label the selection faces").click()
-        expect(page.locator("#classes li").first).to_contain_text("1 [1]")
-        shot(page, "phone-labels")
-        controls = page.locator("button:visible, input:visible, select:visible, a:visible")
-        for i in range(controls.count()):
-            name = controls.nth(i).evaluate(
-                "e => (e.ariaLabel || e.textContent).trim() || [...(e.labels || [])].map(l => l.textContent).join('')"
-            )
-            assert name.strip(), controls.nth(i).evaluate("e => e.outerHTML")
-        page.locator("[data-page=map]").click()
-        expect(page.locator("#map-words")).to_contain_text("Draw a lasso", timeout=90_000)
-        shot(page, "phone-map")
-        assert page.errors == []  # type: ignore[attr-defined]
-        job.send_signal(signal.SIGINT)  # Ctrl-C, while the page is open
-        assert job.wait(15) == 0
-        page.close()
+def fits_a_phone(browser: Browser, address: str) -> None:
+    page = opened(browser, address, width=390)
+    shot(page, "phone-grid")
+    assert page.evaluate_handle("document.documentElement").evaluate("e => e.scrollWidth") <= 390
+    expect(page.locator("#side")).not_to_be_visible()
+    page.locator("#panel-toggle").click()
+    expect(page.locator("#add-name")).to_be_visible()
+    page.locator("#add-name").fill("others")
+    page.locator("#add-name").press("Enter")
+    page.locator("#show").select_option("none")
+    page.locator(".tile").nth(2).click()
+    page.get_by_role("button", name="Label the selection others").click()
+    expect(page.locator("#classes li").nth(4)).to_contain_text("1 [5]")
+    shot(page, "phone-labels")
+    controls = page.locator("button:visible, input:visible, select:visible, a:visible")
+    for i in range(controls.count()):
+        name = controls.nth(i).evaluate(
+            "e => (e.ariaLabel || e.textContent).trim() || [...(e.labels || [])].map(l => l.textContent).join('')"
+        )
+        assert name.strip(), controls.nth(i).evaluate("e => e.outerHTML")
+    page.locator("[data-page=map]").click()
+    expect(page.locator("#map-words")).to_contain_text("Draw a lasso", timeout=90_000)
+    shot(page, "phone-map")
+    assert page.errors == []  # type: ignore[attr-defined]

@@ -60,7 +60,7 @@ class FinetuneConfig:
     """Mirror half of the training views; only where left and right mean the same."""
 
     def __post_init__(self) -> None:
-        for flag in ("lr", "batch_size", "epochs", "min_steps", "max_steps"):
+        for flag in ("batch_size", "epochs", "min_steps", "max_steps"):
             value = getattr(self, flag)
             if value is not None and value <= 0:
                 raise SelfsightError(f"--{flag.replace('_', '-')} {value}: must be above 0")

@@ -26,7 +26,7 @@ from selfsight.errors import SelfsightError, StoppedError
 from selfsight.evaluate.finetune import RATE_BATCH, peak
 from selfsight.memory import enough_memory
 from selfsight.nn import fast_bf16, process, synchronize_batchnorm
-from selfsight.processes import cluster, leads, require_all, told
+from selfsight.processes import cluster, ending_helpers, leads, require_all, told
 from selfsight.progress import bar, say
 from selfsight.run import RunFolder
 from selfsight.tasks.augment import Target
@@ -130,7 +130,7 @@ def learn(learner: "Learner", device: torch.device) -> None:
         )
         try:
             checkpoint = run.checkpoint_file if run.checkpoint_file.exists() else None
-            with enough_memory(config.batch_size):
+            with ending_helpers(trainer), enough_memory(config.batch_size):
                 trainer.fit(learner, ckpt_path=checkpoint, weights_only=True)
         finally:
             learner.keeper.end()
