@@ -7,7 +7,8 @@ Same backbone, batch, views and optimizer (AdamW); each contestant lives in a pr
 so that a busy machine slows all alike. lightly runs as its documentation shows it: its SimCLRTransform on PIL images,
 a DataLoader with two workers, float32, torch's default memory format; and once more tuned by hand to what selfsight
 does by default: channels_last, and bf16 autocast where the processor is faster with it. selfsight tunes the allocator
-of its process as its training does; lightly's is left as it is. The ceiling is selfsight's step on ready-made
+of its process, and computes some layers in its own way on a CPU (`selfsight.cpu`), as its training does; lightly's
+are left as they are. The ceiling is selfsight's step on ready-made
 tensors: no loading, no views. Methods other than SimCLR have no contestant but their ceiling.
 """
 
@@ -91,7 +92,7 @@ def ours(images: ImageSet, size: int, arguments: Arguments, device: torch.device
         nonlocal batch
         if not ready_made:
             batch = next(batches)
-        with autocast(device):
+        with backbones.quick_on_cpu(method, device), autocast(device):
             loss = method(batch, 0.5)["loss"]
         optimizer.zero_grad()
         loss.backward()
