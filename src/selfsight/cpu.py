@@ -69,9 +69,7 @@ def _faster(layer: nn.Module) -> type[nn.Module] | None:
     kind: Any = type(layer)
     if not isinstance(layer, nn.Conv2d) or isinstance(layer, Exact):
         return None
-    if (
-        layer.groups == layer.in_channels > 1
-    ):  # gradients of 5 x 5 and strided ones take up to 5 times as long in bfloat16
+    if layer.groups == layer.in_channels > 1:  # in bfloat16 gradients of strided and 5 x 5 ones take 5 times as long
         return _exact(kind)
     plain = kind is nn.Conv2d and layer.groups == 1 and layer.dilation == (1, 1)
     return Products if plain and layer.padding_mode == "zeros" and not isinstance(layer.padding, str) else None

@@ -137,9 +137,7 @@ def _require_own(run: RunFolder, data: Any, method: str, config: Pretrain, asked
 
 
 def _require_free(run: RunFolder, config: Pretrain) -> None:
-    """Raise SelfsightError where the folder holds a finished run, one that has begun and is not to be resumed, or a
-    model of labels.
-    """
+    """Raise SelfsightError where the folder holds a finished run, one that is not to be resumed, or a labels' model."""
     if run.config_file.exists() and "task" in run.config():
         raise SelfsightError(f"--out {run.path}: holds a model that `selfsight train` made; choose another folder")
     if run.weights_file.exists() or (run.checkpoint_file.exists() and not config.resume):

@@ -27,8 +27,6 @@ OWN = (
     {".predicted"},
 )
 """Of the folders that selfsight writes each holds one of these sets of files."""
-
-
 SAMPLED, BEGINNING = 16, 65_536
 """Of so many files so many bytes tell one set of images from another of the same names, sizes and times."""
 

@@ -332,7 +332,7 @@ def _shown(images: ImageSet, row: int) -> Tensor:
         if images.files is None:
             raise FileNotFoundError
         with Image.open(images.files[row]) as image:
-            if image.mode in ("RGB", "YCbCr", "CMYK"):  # Pillow can't shrink all of the others
+            if image.mode == "RGB":  # Pillow can't shrink all of the others, which are drawn as they were decoded
                 image.thumbnail((LONGEST, LONGEST))
             turned = upright(image)
             if turned.mode == "RGB" and abs(turned.width / turned.height / float(images.aspect[row]) - 1) < 0.02:

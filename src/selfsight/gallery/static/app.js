@@ -112,13 +112,14 @@ function drawState() {
   countAccepted();
 }
 
+let timesGiven = 0; // how often a class was given
 async function give_(id) {
   const grid = !$("page-grid").hidden && at >= 0 && shown.length;
   const images = $("large").open ? [enlarged] : selected.size ? [...selected] : grid ? [shown[at]] : [];
   if (!images.length) return notice("Select images first.");
   if (images.length > 1 && !$("page-look").hidden) return notice("These images can't be seen here; go to the grid or the map.");
   if (images.length === 1) onward(images[0], 1); // at once: one labels faster than a server answers
-  wishes++; // what was asked for before must not take the place of what is labelled now
+  timesGiven++;
   await change("/api/label", { images, class: id });
 }
 
@@ -541,8 +542,8 @@ function countAccepted() {
 }
 
 async function next() {
-  const found = await wished(json("/api/next"));
-  if (!found) return;
+  const before = timesGiven, found = await wished(json("/api/next"));
+  if (!found || timesGiven !== before) return; // whoever labels meanwhile stays at these images
   if (!found.length) return notice("Every image has a label.", true);
   cosines = new Map();
   selected = new Set();
