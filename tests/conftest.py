@@ -1,6 +1,7 @@
 """Shared by all tests: small real images, one or two threads, a cache of their own."""
 
 import functools
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,13 @@ from torch import Tensor
 def few_threads() -> None:
     """More threads than cores make small models slower."""
     torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def quick_collections() -> None:
+    """Let Python's collector pass over what imports made, half a million objects: it would look at them each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
