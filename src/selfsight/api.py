@@ -310,12 +310,13 @@ def load(path: str | Path) -> Run:
     Raises SelfsightError where there is none, or where it has not finished.
     """
     run = Run(RunFolder(Path(path)))
-    if "task" in run.folder.config():
+    config = run.folder.config()
+    if "task" in config:
         raise SelfsightError(
             f"{path}: is a model that `selfsight train` made, which `predict` and `export` take; name the run it was "
-            f"made from: {run.folder.config().get('run')}"
+            f"made from: {config.get('run')}"
         )
-    if "backbone" not in run.folder.config() or not run.folder.weights_file.exists():
+    if "backbone" not in config or not run.folder.weights_file.exists():
         raise SelfsightError(f"{path}: not finished; continue it with `selfsight pretrain … --resume --out {path}`")
     return run
 

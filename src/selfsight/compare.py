@@ -62,7 +62,7 @@ def compare(
     training is stopped by Ctrl-C, and where no method came through.
     """
     config, training, evaluation = config or CompareConfig(), training or Pretrain(), evaluation or EvaluateConfig()
-    if training.devices * training.nodes > 1:
+    if training.processes > 1:
         raise SelfsightError("--devices, --nodes: a comparison trains one method after another in a single process")
     names = list(dict.fromkeys(config.methods))
     if not names:

@@ -41,7 +41,7 @@ def pretrain(data: Any, method: str, config: Pretrain, method_config: Method.Con
     Raises SelfsightError for anything that the user can mend.
     """
     cls = methods.get(method)
-    expect(config.devices * config.nodes)
+    expect(config.processes)
     run = RunFolder(config.out or Path("runs") / f"{name_of(data)}-{method.rpartition(':')[2]}")
     asked = method_config or cls.Config()
     if config.resume and run.weights_file.exists():  # a cluster may begin a job again after its end
@@ -52,7 +52,7 @@ def pretrain(data: Any, method: str, config: Pretrain, method_config: Method.Con
     resumed = run.config() if run.checkpoint_file.exists() else None
     if resumed is not None:
         config, method_config = _resumed(run, method, config, type(asked))
-        expect(config.devices * config.nodes)  # they need not be asked for again
+        expect(config.processes)  # they need not be asked for again
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     images, facts = prepare(data, config, verify=cls.supervised)
     settings = (method_config or cls.Config()).fit_to(facts)

@@ -121,6 +121,11 @@ class Pretrain:
         if not 0 < self.fraction <= 1:
             raise SelfsightError(f"--fraction {self.fraction}: must be above 0 and at most 1")
 
+    @property
+    def processes(self) -> int:
+        """How many take part, over all machines."""
+        return self.devices * self.nodes
+
     def share_of(self, images: int) -> int:
         """Return how many of so many images are trained on, at least one."""
         return max(1, round(self.fraction * images))
@@ -157,7 +162,7 @@ def begin(
     """
     if facts.images < 2:
         raise SelfsightError(f"{images.source}: {facts.images} image to train on; two are the least, thousands better")
-    processes = config.devices * config.nodes
+    processes = config.processes
     batch_size = config.batch_size or min(cls.batch_size, max(16, 2 ** int(math.log2(max(facts.images // 8, 1)))))
     batch_size = min(batch_size, facts.images) // processes * processes
     if not batch_size:
@@ -252,7 +257,7 @@ def fit(module: "Trainee", device: torch.device) -> None:
             devices=config.devices,
             num_nodes=config.nodes,
             # Lightning's choice in a notebook would be to fork, whose training is lost: the forked processes have it.
-            strategy="ddp" if config.strategy == "auto" and module.processes > 1 else config.strategy,
+            strategy="ddp" if config.strategy == "auto" and config.processes > 1 else config.strategy,
             precision="bf16-mixed" if bf16 else "32-true",
             accumulate_grad_batches=config.accumulate,
             logger=written_to,
@@ -283,7 +288,6 @@ class Trainee(L.LightningModule):
         self.method, self.images, self.run, self.config = method, images, run, config
         self.recipe, self.batch_size = recipe, batch_size  # a batch is that of all processes
         self.average = Teacher(method.encoder()) if config.ema else None
-        self.processes = config.devices * config.nodes
         self.minutes = config.minutes or DEFAULT_MINUTES
         self.steps = 0  # batches so far
         self.seconds = 0.0  # of training so far, over all sessions of this run

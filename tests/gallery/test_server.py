@@ -1,9 +1,16 @@
 import asyncio
+import os
 import re
+import signal
+import socket
 import sqlite3
 import threading
+import time
+from contextlib import suppress
+from http.client import HTTPException
 from importlib.resources import files
 from pathlib import Path
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -13,9 +20,10 @@ from starlette.requests import Request
 from starlette.testclient import TestClient
 from starlette.types import Message
 
+from selfsight.gallery.serve import GalleryConfig, serve
 from selfsight.gallery.server import create_app
 from selfsight.gallery.store import Store
-from tests.gallery.galleries import small_gallery
+from tests.gallery.galleries import make_photos, make_run, small_gallery
 
 
 def test_the_event_loop_never_waits_for_the_labels(
@@ -65,3 +73,34 @@ def test_what_a_disk_refuses_is_said_on_the_page(
             answer = page.post("/api/undo", headers={"x-selfsight": "1", "origin": "http://127.0.0.1:8765"})
             assert (answer.status_code, answer.json()) == (500, {"detail": words})
             errors.pop(0)
+
+
+def test_ctrl_c_ends_the_gallery_while_a_page_is_open(tmp_path: Path, photo: NDArray[np.uint8]) -> None:
+    """SIGTERM is in test_browser."""
+    run, folder = make_run(tmp_path / "run"), make_photos(tmp_path / "photos", photo, 8)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    seen: list[bytes] = []
+
+    def look() -> None:
+        for _ in range(300):
+            with suppress(OSError), urlopen(f"http://127.0.0.1:{port}/api/events") as events:  # stays open
+                seen.append(events.readline())
+                os.kill(os.getpid(), signal.SIGINT)
+                with suppress(HTTPException):  # it is cut off
+                    events.read()
+                return
+            time.sleep(0.1)
+
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    page = threading.Thread(target=look)
+    page.start()
+    try:
+        serve(run, str(folder), GalleryConfig(port=port, layout="tsne"))
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+    page.join(timeout=30)
+    assert not page.is_alive()
+    assert seen[0].startswith(b"data: [")

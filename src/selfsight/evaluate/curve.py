@@ -210,9 +210,10 @@ class Task:
             train = self._part(job.method, rows)
             answer = knn_predict(train, self.labels[rows], self._part(job.method, self.test), self.classes)
         truth, seconds = self.labels[self.test], time.monotonic() - start
-        shares = [float((answer[truth == k] == k).mean()) for k in np.unique(truth)]
-        balanced = self.config.metric == "balanced_accuracy"
-        return float(np.mean(shares)) if balanced else float((answer == truth).mean()), seconds
+        right = answer == truth
+        if self.config.metric == "accuracy":
+            return float(right.mean()), seconds
+        return float(np.mean([right[truth == k].mean() for k in np.unique(truth)])), seconds
 
     def probe(self, job: Job) -> Probe:
         """Return the linear probe of a method on the labels of this job, fitted once."""

@@ -61,9 +61,8 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         for flag in ("batch_size", "epochs", "min_steps", "max_steps"):
-            value = getattr(self, flag)
-            if value is not None and value <= 0:
-                raise SelfsightError(f"--{flag.replace('_', '-')} {value}: must be above 0")
+            if getattr(self, flag) <= 0:
+                raise SelfsightError(f"--{flag.replace('_', '-')} {getattr(self, flag)}: must be above 0")
         if not 0 <= self.label_smoothing < 1:
             raise SelfsightError(f"--label-smoothing {self.label_smoothing}: must be a share below 1")
         if not 0 < self.crop <= 1:

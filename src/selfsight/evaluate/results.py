@@ -148,6 +148,11 @@ def came_to(labels: float | int, used: float | None) -> float | int:
     return used
 
 
+def metric_words(metric: str) -> str:
+    """Return what a metric is called in tables and plots."""
+    return METRICS.get(metric, metric)
+
+
 def labels_words(labels: float | int, used: float | None = None) -> str:
     """Return the amount within a sentence: '1 % of the labels', '10 labels a class'."""
     if isinstance(labels, int):
@@ -202,7 +207,7 @@ def print_table(rows: Iterable[Row], console: Console | None = None) -> None:
     """
     found = summary(rows)
     columns, lines = by_amount(found)
-    metric = next((METRICS.get(s.metric, s.metric) for s in found), "result")
+    metric = next((metric_words(s.metric) for s in found), "result")
     title = f"{metric[0].upper()}{metric[1:]} in % ± 95 % interval, by labels used"
     table = Table(title=title, min_width=len(title))  # rich wraps a title that is wider than its table
     table.add_column("protocol")
@@ -234,7 +239,7 @@ def plot_curve(rows: Sequence[Row], path: Path) -> None:
     for axis, ((protocol, _), part) in zip(axes, panels.items(), strict=True):
         draw_curve(part, axis)
         axis.set_title(TITLES.get(protocol, protocol), loc="left", fontsize=13, fontweight="bold")
-    axes[0].set_ylabel(f"test {METRICS.get(rows[0].metric, rows[0].metric)}", fontsize=11)
+    axes[0].set_ylabel(f"test {metric_words(rows[0].metric)}", fontsize=11)
     replace_file(path, figure.savefig)
 
 

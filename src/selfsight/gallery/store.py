@@ -89,7 +89,7 @@ class Store:
             name = self._free_name(name)
             if len(self.classes()) >= MOST_CLASSES:
                 raise SelfsightError(f"there are {MOST_CLASSES} classes, no more can be made")
-            identity = int(self._one("SELECT coalesce(max(id), 0) + 1 FROM classes")[0])
+            identity = self._free_id()
             change.class_name(identity, None, name)
             return identity
 
@@ -125,11 +125,10 @@ class Store:
         It is one step. Raises SelfsightError as `add_class` does.
         """
         with self._step("labels of a file") as change:
-            known = {found.name: found.id for found in self.classes()}
-            free = int(self._one("SELECT coalesce(max(id), 0) + 1 FROM classes")[0])
+            known, labels, free = {found.name: found.id for found in self.classes()}, self.labels(), self._free_id()
             for image, given in names.items():
                 name = " ".join(given.split())
-                if self._one("SELECT 1 FROM labels WHERE image = ?", image):
+                if image in labels:
                     continue
                 if name not in known:
                     if len(known) >= MOST_CLASSES:
@@ -243,6 +242,9 @@ class Store:
         if found is None or found[0] is None:
             raise SelfsightError(f"there is no class {identity}")
         return str(found[0])
+
+    def _free_id(self) -> int:
+        return int(self._one("SELECT coalesce(max(id), 0) + 1 FROM classes")[0])
 
     def _free_name(self, name: str) -> str:
         name = " ".join(name.split())

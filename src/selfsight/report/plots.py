@@ -17,12 +17,12 @@ from selfsight.evaluate.results import (
     BASELINES,
     COLOURS,
     GREYS,
-    METRICS,
     TITLES,
     Row,
     Summary,
     draw_curve,
     labels_words,
+    metric_words,
     summary,
 )
 from selfsight.pictures import data_uri
@@ -163,7 +163,7 @@ def efficiency_plots(rows: Sequence[Row]) -> list[Plot]:
             figure = Figure(figsize=(4.8, 3.4))
             axes = figure.add_subplot()
             draw_curve(part, axes)
-            axes.set_ylabel(f"test {METRICS.get(part[0].metric, part[0].metric)}")
+            axes.set_ylabel(f"test {metric_words(part[0].metric)}")
             plots.append(Plot(_uri(axes), TITLES.get(protocol, protocol), "The band is the 95 % interval."))
     return plots
 
@@ -190,7 +190,7 @@ def comparison_figure(rows: Sequence[Row], methods: Sequence[str]) -> Figure:
         most = max(s.mean + (s.margin or 0) for s in found if s.protocol in protocols)
         panels[0, 0].set_xlim(0, 1.16 * max(most, 1e-3))  # of all panels; room for the figures beside the bars
         for axes in panels[-1]:
-            axes.set_xlabel(f"test {METRICS.get(rows[0].metric, rows[0].metric)}")
+            axes.set_xlabel(f"test {metric_words(rows[0].metric)}")
         marks = {
             label: mark for axes in panels.flat for mark, label in zip(*axes.get_legend_handles_labels(), strict=True)
         }

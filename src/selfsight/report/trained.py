@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from selfsight.evaluate.results import BASELINES, METRICS, by_amount, summary
+from selfsight.evaluate.results import BASELINES, by_amount, metric_words, summary
 from selfsight.pictures import data_uri
 from selfsight.report.page import METHODS, saved_pictures, write_page
 from selfsight.run import RunFolder
@@ -23,7 +23,7 @@ def write_trained(trained: Trained) -> Path:
     values = {
         "title": f"{config['task'].capitalize()} of {Path(config['data']).name}",
         "config": config,
-        "metric": METRICS.get(metric, metric),
+        "metric": metric_words(metric),
         "sentences": trained.savings(),
         "curve": _image(folder.path / "curve.png") if len(amounts) > 1 else "",
         "confusion": _image(folder.path / "confusion.png"),
