@@ -38,7 +38,8 @@ def painted(
         if "scores" in answer:
             names = [f"{name} {score:.0%}" for name, score in zip(names, answer["scores"].tolist(), strict=True)]
         chosen = [colours[k] for k in answer["labels"]]
-        image = draw_bounding_boxes(image, boxes, names, chosen, width=max(1, min(height, width) // 150))
+        width_of_line = max(1, min(height, width) // 150)
+        image = draw_bounding_boxes(image, boxes, names, chosen, width=width_of_line, fill_labels=True)
     elif not isinstance(answer, dict):
         shown = torch.nn.functional.interpolate(answer[None, None].float(), (height, width), mode="nearest-exact")[0, 0]
         present = [k for k in range(1, len(classes)) if bool((shown == k).any())]
