@@ -75,6 +75,9 @@ def test_a_gain_within_the_noise_is_called_none() -> None:
     assert found.sentence().endswith("no measurable gain (+1.3 ± 21.1 points in 3 seeds; more would narrow it).")
     (worse,) = savings([*SCRATCH, *rows("dino", {0.1: [0.05, 0.05, 0.12]})])
     assert worse.sentence().endswith("no measurable gain (-3.7 ± 10.3 points).")
+    (rounded,) = savings([*SCRATCH, *rows("dino", {0.1: [0.0985, 0.13, 0.101]})])
+    assert rounded.gain < 0
+    assert rounded.sentence().endswith("no measurable gain (+0.0 ± 2.4 points)."), "not -0.0"
 
 
 def test_beyond_all_that_scratch_was_given_it_says_more() -> None:

@@ -49,7 +49,7 @@ class Savings:
         with_labels = f"With {labels_words(self.labels, self.used)}"
         if self.margin is None:
             return f"{with_labels} one seed says little of what pretraining saves: use --seeds 3 or more."
-        points = f"{100 * self.gain:+.1f} ± {100 * self.margin:.1f} points"
+        points = f"{100 * self.gain:+z.1f} ± {100 * self.margin:.1f} points"
         if self.gain < -self.margin:
             return f"{with_labels} pretraining is worse than training from scratch ({points})."
         if not self.measurable:
