@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from sklearn.datasets import load_sample_images
-from torch import Tensor
+from torch import Tensor, nn
 
 from selfsight import api, backbones, methods, optim
 from selfsight.backbones import BackboneSpec
@@ -355,6 +355,21 @@ def test_spec_is_plain_data() -> None:
 def test_a_teacher_is_slower_for_large_sets(name: str, imagenet: float) -> None:
     found = [methods.get(name).Config().fit_to(Facts(n, SIZE, 3)) for n in (50_000, 100_000, 1_281_167)]
     assert [vars(config)["momentum"] for config in found] == pytest.approx([0.99, 0.99, imagenet], abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["byol", "nnbyol"])
+def test_a_projector_ends_with_a_norm_in_short_trainings_only(name: str) -> None:
+    cls: Any = methods.get(name)
+    assert [cls.Config().fit_to(Facts(n, SIZE, 3)).norm for n in (100_000, 200_000)] == [True, False]
+    assert not cls.Config(norm=False).fit_to(Facts(16, SIZE, 3)).norm
+    spec = backbones.plan("test_resnet", SIZE, 3, (0.5,) * 3, (0.25,) * 3)
+    for norm in (True, False):
+        method = cls(backbones.create(spec), cls.Config(hidden=64, norm=norm).fit_to(Facts(16, SIZE, 3)))
+        z = torch.cat(
+            [m(torch.rand(8, 3, SIZE, SIZE)) for m in (method.teacher, nn.Sequential(method.backbone, method.head))]
+        )
+        centred = bool((z.view(2, 8, -1).mean(1).abs() < 1e-5).all())
+        assert centred == norm, "of the student and of its teacher"
 
 
 @pytest.mark.parametrize("name", ["simclr", "byol", "dino"])
