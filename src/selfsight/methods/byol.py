@@ -41,9 +41,10 @@ class BYOL(Taught):
             return replace(super().fit_to(facts), norm=facts.grown == 0 if self.norm is None else self.norm)
 
     def __init__(self, backbone: Backbone, config: Config) -> None:
-        # An untrained network's features are much alike: what tells images apart, the norm makes large from the start.
-        norm = [nn.BatchNorm1d(config.projection, affine=False)] if config.norm else []
-        head = mlp(backbone.dim, config.hidden, config.projection).extend(norm)
+        head = mlp(backbone.dim, config.hidden, config.projection)
+        if config.norm:
+            # An untrained network's features are much alike: what tells images apart, this makes large from the start.
+            head.append(nn.BatchNorm1d(config.projection, affine=False))
         super().__init__(backbone, config, head)
         self.predictor = mlp(config.projection, config.hidden, config.projection)
 
