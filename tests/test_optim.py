@@ -54,9 +54,9 @@ def test_scheduled_weight_decay_spares_biases_and_norms(start: float) -> None:
     }
 
 
-def test_the_rate_of_steady_parts_warms_up_too_and_then_stays() -> None:
+def test_the_rate_of_steady_parts_warms_up_too_and_then_stays_at_its_own_peak() -> None:
     module = nn.ModuleDict({"head": nn.Linear(4, 4), "header": nn.Linear(4, 4), "predictor": nn.Linear(4, 4)})
-    recipe = Optim(lr=1.0, warmup=0.2, weight_decay=0.5, steady=("head",))
+    recipe = Optim(lr=1.0, warmup=0.2, weight_decay=0.5, steady=("head",), steady_factor=4.0)
     optimizer = build(module, recipe)
     names = {id(p): name for name, p in module.named_parameters()}
 
@@ -64,10 +64,12 @@ def test_the_rate_of_steady_parts_warms_up_too_and_then_stays() -> None:
         assert schedule(optimizer.param_groups, recipe, progress, 512) == rate(recipe, progress, 512)
         return {names[id(p)]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
 
-    assert rates(0.1) == dict.fromkeys(names.values(), 1.0)
+    early = rates(0.1)
+    assert early.pop("head.weight") == early.pop("head.bias") == 4.0
+    assert set(early.values()) == {1.0}
     late = rates(0.9)
     assert len(late) == 6, "each parameter is in one group"
-    assert late.pop("head.weight") == late.pop("head.bias") == 2.0
+    assert late.pop("head.weight") == late.pop("head.bias") == 8.0
     assert set(late.values()) == {rate(recipe, 0.9, 512)}
     assert rate(recipe, 0.9, 512) < 0.2
 

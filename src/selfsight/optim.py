@@ -40,6 +40,8 @@ class Optim:
     """Largest norm of the gradient; 0 is no limit."""
     steady: tuple[str, ...] = ()
     """Parts of the method, by name, whose rate stays at the peak behind the warm-up, as SimSiam's predictor's."""
+    steady_factor: float = 1.0
+    """The peak of the `steady` parts as a multiple of `lr`."""
 
 
 def build(module: nn.Module, optim: Optim) -> torch.optim.Optimizer:
@@ -74,12 +76,14 @@ def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) ->
 def rate(optim: Optim, progress: float, batch_size: int, steady: bool = False) -> float:
     """Return the learning rate at this progress, for this global batch size: linear warm-up, then cosine.
 
-    With `steady` the rate of those parts that then stay at the peak. A muon step has entries of 0.2 · rate whatever the
-    gradient: in proportion they would be as large as a ViT's weights from some 4,096 images on. The square root is the
-    rule for such steps (Malladi et al. 2022, "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms").
+    With `steady` the rate of those parts that then stay at a peak of their own. A muon step has entries of 0.2 · rate
+    whatever the gradient: in proportion they would be as large as a ViT's weights from some 4,096 images on. The
+    square root is the rule for such steps (Malladi et al. 2022, "On the SDEs and Scaling Rules for Adaptive Gradient
+    Algorithms").
     """
     times = batch_size / 256
     peak = optim.lr * (times**0.5 if optim.name == "muon" and times > 1 else times)
+    peak *= optim.steady_factor if steady else 1
     if progress < optim.warmup:
         return peak * progress / optim.warmup
     if steady:
